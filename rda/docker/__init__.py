@@ -1,0 +1,1 @@
+"""What rda knows of the Docker Engine API. Pure: no I/O."""

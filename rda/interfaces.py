@@ -1,0 +1,135 @@
+"""The seams between rda's parts.
+
+``proxy``, ``forwards``, ``containers`` and ``sync`` never import ``rda.ssh``: they are given an :class:`IRemoteHost`
+(in tests, one made of local endpoints) and a clock. The proxy never knows what a container is: it asks an
+:class:`ICallRewriter`.
+"""
+
+# zope.interface methods have no self.
+# mypy: disable-error-code="no-self-argument,misc,empty-body"
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IStreamClientEndpoint
+from zope.interface import Attribute, Interface
+
+if TYPE_CHECKING:
+    from rda.docker.routes import Call, Outgoing
+
+__all__ = ["ICallRewriter", "IRemoteFiles", "IRemoteHost"]
+
+
+class IRemoteHost(Interface):
+    """The machine at the other end of the link.
+
+    Every method that returns an endpoint returns at once and opens nothing; ``endpoint.connect(factory)`` opens one
+    SSH channel. When the link is down, ``connect`` waits for it up to a named time and then fails with
+    :class:`rda.errors.LinkDown` (or a :class:`rda.errors.LoginFailed` at once). A channel that the server refuses
+    fails with :class:`rda.errors.ChannelRefused`.
+
+    The transports are ``ITCPTransport``-like: ``write``, ``writeSequence``, ``loseConnection``, ``abortConnection``,
+    ``loseWriteConnection``, ``registerProducer`` / ``unregisterProducer`` (streaming producers), ``pauseProducing`` /
+    ``resumeProducing``, ``getHost``, ``getPeer``. Both directions have real back-pressure. A protocol that provides
+    ``IHalfCloseableProtocol`` is told of the peer's end of file with ``readConnectionLost``; any other has its
+    connection closed. All data comes before the close.
+    """
+
+    def docker() -> IStreamClientEndpoint:
+        """The Docker daemon's API socket, reached in whichever way this server allows."""
+
+    def socket(path: str) -> IStreamClientEndpoint:
+        """A UNIX-domain socket of the remote host (``direct-streamlocal@openssh.com``)."""
+
+    def tcp(host: str, port: int) -> IStreamClientEndpoint:
+        """A TCP port as seen from the remote host (``direct-tcpip``, RFC 4254 section 7.2)."""
+
+    def command(command: bytes) -> IStreamClientEndpoint:
+        """A command run by the remote user's shell; the transport is its stdin and stdout.
+
+        :param command: a constant of ours. Values that come from users never go into it: they are sent over stdin.
+
+        ``connectionLost`` gets ``ConnectionDone`` when it ended with status 0, else a
+        :class:`rda.errors.CommandFailed` whose message holds the end of its standard error.
+        """
+
+    def files() -> Deferred[IRemoteFiles]:
+        """The remote host's file system, over a shared SFTP channel; fails as ``connect`` does."""
+
+    def when_connected() -> Deferred[None]:
+        """Fire when the link is up (at once if it is); fail if it can only come back by a person's action."""
+
+
+class IRemoteFiles(Interface):
+    """File operations on the remote host: SFTP version 3 as OpenSSH serves it.
+
+    Paths are bytes and absolute. Calls may be issued without waiting for earlier ones (they are pipelined within a
+    named bound); the server is free to carry them out in any order, so wait where order matters. Failures are
+    :class:`rda.errors.RdaError` or OSError subclasses (FileNotFoundError, PermissionError, FileExistsError, OSError).
+    """
+
+    lost = Attribute("True when the channel is gone: ask IRemoteHost.files() for another.")
+
+    def real_path(path: bytes) -> Deferred[bytes]:
+        """Canonical absolute form; of ``b"."``, the login directory."""
+
+    def attributes(path: bytes) -> Deferred[Attributes]:
+        """What is at ``path``, not following a final symlink."""
+
+    def list(path: bytes) -> Deferred[list[tuple[bytes, Attributes]]]:
+        """The directory's entries, without ``.`` and ``..``, in any order."""
+
+    def read_link(path: bytes) -> Deferred[bytes]:
+        """The target of a symbolic link, verbatim."""
+
+    def read(path: bytes) -> Deferred[bytes]:
+        """The whole of a small file."""
+
+    def make_directory(path: bytes, mode: int) -> Deferred[None]:
+        """Make one directory."""
+
+    def remove_directory(path: bytes) -> Deferred[None]:
+        """Remove an empty directory."""
+
+    def remove(path: bytes) -> Deferred[None]:
+        """Remove anything but a directory."""
+
+    def rename(old: bytes, new: bytes) -> Deferred[None]:
+        """Rename, atomically replacing what is there (``posix-rename@openssh.com``)."""
+
+    def symlink(target: bytes, path: bytes) -> Deferred[None]:
+        """Make a symbolic link at ``path``."""
+
+    def set_attributes(path: bytes, mode: int | None, mtime: int | None) -> Deferred[None]:
+        """Set permission bits and whole-second modification time, where given."""
+
+
+class Attributes:
+    """Placeholder for the type checker; the real class is :class:`rda.sync.tree.Attributes`."""
+
+
+class ICallRewriter(Interface):
+    """Who knows what a Docker API call means: asked by the proxy, for the routes that say so.
+
+    The proxy calls these in the order of the methods below, for one exchange. Failing with an
+    :class:`rda.errors.RdaError` answers the client with its status and message and relays nothing (further).
+    """
+
+    def outgoing(call: Call, body: dict[str, object] | None) -> Deferred[Outgoing]:
+        """Decide what is sent to the daemon. Fires when it may be sent: this is where ``start`` waits.
+
+        Called once the head, and for routes with a document body the whole body, is there.
+        """
+
+    def answered(call: Call, sent: Outgoing, status: int, body: object | None) -> Deferred[object | None]:
+        """See the answer before the client does, and change it. Fires when the client may see it.
+
+        :param body: the parsed JSON of the answer for routes whose answer is a document; None for the others.
+        """
+
+    def streamed(call: Call, sent: Outgoing, document: object) -> object | None:
+        """Change one document of a stream of JSON documents (events); None leaves it out."""
+
+    def aborted(call: Call, sent: Outgoing) -> None:
+        """The exchange ended without an answer (client gone, link lost): undo what ``outgoing`` reserved."""

@@ -1,0 +1,109 @@
+"""What rda is doing, as values: the snapshot behind ``rda status`` and ``/_rda/status``.
+
+Each part of the program describes itself with one of these; nothing here holds a secret.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that does not work, and what to do about it.
+
+    :ivar subject: a path, a port or a host, as the user would write it.
+    :ivar message: what happened and what to do next.
+    :ivar since: when it began, seconds since the epoch.
+    """
+
+    subject: str
+    message: str
+    since: float = 0.0
+
+
+@dataclass(frozen=True)
+class LinkStatus:
+    """One SSH link.
+
+    :ivar remote: ``user@host:port`` as resolved.
+    :ivar state: ``connecting``, ``connected``, ``waiting`` (to try again) or ``failed`` (a person has to act).
+    :ivar reason: why it is not connected, for people.
+    :ivar round_trip: seconds, as last measured.
+    :ivar socket_via: how the Docker socket is reached: ``streamlocal``, ``tcp``, ``dial-stdio`` or ``socat``.
+    """
+
+    remote: str
+    state: str
+    reason: str = ""
+    since: float = 0.0
+    round_trip: float | None = None
+    connects: int = 0
+    channels: int = 0
+    cipher: str = ""
+    key_exchange: str = ""
+    server: str = ""
+    socket_via: str = ""
+    next_try: float | None = None
+
+
+@dataclass(frozen=True)
+class ForwardStatus:
+    """One published port.
+
+    :ivar local: where it is open here, e.g. ``127.0.0.1:8080``.
+    :ivar remote: where the daemon published it on the remote host, or "" when it is not known yet.
+    :ivar state: ``open``, ``reserved`` (listening; the container is not up yet) or ``not forwarded``.
+    :ivar reason: for what is not forwarded, why.
+    """
+
+    container: str
+    name: str
+    port: str
+    local: str
+    remote: str
+    state: str
+    reason: str = ""
+    connections: int = 0
+    connections_total: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
+@dataclass(frozen=True)
+class MirrorStatus:
+    """One bind mount's source.
+
+    :ivar source: the local path.
+    :ivar remote: the directory or file on the remote host.
+    :ivar state: ``idle``, ``scanning``, ``applying``, ``waiting`` (for the link) or ``halted`` (a person has to act).
+    :ivar containers: ids of the containers that use it.
+    :ivar latency: seconds between the last noticed change and its arrival.
+    """
+
+    source: str
+    remote: str
+    state: str
+    mode: str = "one-way"
+    containers: tuple[str, ...] = ()
+    files: int = 0
+    bytes: int = 0
+    files_done: int = 0
+    files_total: int = 0
+    bytes_done: int = 0
+    bytes_total: int = 0
+    last_change: float | None = None
+    latency: float | None = None
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True)
+class ContextStatus:
+    """One context: a remote daemon and everything rda keeps for it."""
+
+    name: str
+    listeners: tuple[str, ...]
+    link: LinkStatus
+    forwards: tuple[ForwardStatus, ...] = ()
+    mirrors: tuple[MirrorStatus, ...] = ()
+    problems: tuple[Problem, ...] = field(default=())

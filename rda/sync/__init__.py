@@ -1,0 +1,1 @@
+"""Bind mounts: a local tree kept complete and live on the remote host."""

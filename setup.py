@@ -1,0 +1,46 @@
+"""Packaging of rda. Metadata lives here and nowhere else; tool settings live in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "rda/__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
+assert VERSION is not None
+
+TEST = ["hypothesis>=6.100"]
+
+setup(
+    name="rda",
+    version=VERSION.group(1),
+    description="Remote Docker Agent: ports and bind mounts of a remote Docker daemon work as if it were local",
+    long_description=(HERE / "README.rst").read_text(encoding="utf-8"),
+    long_description_content_type="text/x-rst",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["rda", "rda.*"]), "twisted.plugins"],
+    package_data={"rda": ["py.typed"], "twisted.plugins": ["rda_plugin.py"]},
+    install_requires=[
+        "twisted[conch,tls]>=24.7",
+        "cryptography>=44",
+        "treq>=24.9",
+        "watchdog>=4",
+        "zope.interface>=6",
+        "pathspec>=0.12",
+    ],
+    extras_require={
+        "test": TEST,
+        "dev": [*TEST, "ruff>=0.6", "mypy>=1.11", "mypy-zope>=1.0.5"],
+    },
+    entry_points={"console_scripts": ["rda = rda.command:main"]},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Framework :: Twisted",
+        "Intended Audience :: Developers",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3",
+        "Topic :: Software Development",
+        "Typing :: Typed",
+    ],
+)

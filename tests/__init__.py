@@ -1,0 +1,1 @@
+"""The tests of rda: unit tests mirror the modules; tests.live needs a real remote host."""

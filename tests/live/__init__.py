@@ -1,0 +1,1 @@
+"""Tests against a real sshd and a real dockerd, with real clients."""
