@@ -6,9 +6,10 @@
 """
 
 # zope.interface methods have no self.
-# mypy: disable-error-code="no-self-argument,misc,empty-body"
+# mypy: disable-error-code="misc,empty-body"
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
@@ -18,7 +19,23 @@ from zope.interface import Attribute, Interface
 if TYPE_CHECKING:
     from rda.docker.routes import Call, Outgoing
 
-__all__ = ["ICallRewriter", "IRemoteFiles", "IRemoteHost"]
+__all__ = ["Attributes", "ICallRewriter", "IRemoteFiles", "IRemoteHost"]
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """What SFTP tells of a file.
+
+    :ivar mode: as ``st_mode``: type and permission bits.
+    :ivar size: bytes.
+    :ivar mtime: whole seconds since the epoch, by the remote host's clock.
+    """
+
+    mode: int
+    size: int
+    mtime: int
+    uid: int = -1
+    gid: int = -1
 
 
 class IRemoteHost(Interface):
@@ -103,10 +120,6 @@ class IRemoteFiles(Interface):
 
     def set_attributes(path: bytes, mode: int | None, mtime: int | None) -> Deferred[None]:
         """Set permission bits and whole-second modification time, where given."""
-
-
-class Attributes:
-    """Placeholder for the type checker; the real class is :class:`rda.sync.tree.Attributes`."""
 
 
 class ICallRewriter(Interface):
