@@ -1,12 +1,24 @@
 """What happens to each endpoint of the Engine API: one table. Everything that is not in it is relayed as it is.
 
-Source: the Engine API reference, https://docs.docker.com/reference/api/engine/.
+A decision about a path is only worth something if the daemon sees the same path: :func:`match` brings a request's
+target to the one normal form (or refuses it) before it looks into the table, and :func:`target` writes what is sent
+on from that form. The daemon (gorilla/mux over Go's net/http) matches decoded paths, ``{name:.*}`` spans slashes, and
+methods are compared exactly.
+
+Source: the Engine API reference, https://docs.docker.com/reference/api/engine/; RFC 3986 sections 2 and 5.2.4;
+Go's net/url and path.Clean.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from urllib.parse import quote, unquote_to_bytes
+
+from rda.errors import BadRequest
+
+__all__ = ["RELAYED", "ROUTES", "Answer", "Call", "Outgoing", "RequestBody", "Route", "match", "target"]
 
 
 class RequestBody(Enum):
@@ -52,6 +64,8 @@ class Call:
     :ivar version: ``1.45`` of ``/v1.45/…``, or None for an unversioned path.
     :ivar query: decoded name-value pairs, in order.
     :ivar ref: the name or id in the path, or None.
+    :ivar verbatim: the target as it came, where it may be sent on as it is: its path is normal already, and nothing
+        was decided by its query. Else None.
     """
 
     route: Route
@@ -60,6 +74,7 @@ class Call:
     version: str | None
     query: tuple[tuple[str, str], ...] = ()
     ref: str | None = None
+    verbatim: bytes | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -74,3 +89,180 @@ class Outgoing:
     query: tuple[tuple[str, str], ...] | None = None
     body: dict[str, object] | None = None
     memo: object = field(default=None, compare=False)
+
+
+#: The oldest API version that rda understands: before it, ``start`` took a HostConfig too (dockerd 26 ends here too).
+MINIMUM_VERSION = (1, 24)
+
+#: The route of everything that is not in the table.
+RELAYED = Route("relayed", b"", "")
+
+_STREAM, _DOCUMENT = RequestBody.STREAM, RequestBody.DOCUMENT
+
+#: Order matters where two patterns match one path: the first does, as in the daemon's router.
+ROUTES: tuple[Route, ...] = (
+    # Containers. create is rewritten; start and restart wait for ports and mounts; the others that end a container
+    # or move its ports are held until the forwards have followed.
+    Route("container create", b"POST", "/containers/create", _DOCUMENT, Answer.DOCUMENT, asks=True),
+    Route("container prune", b"POST", "/containers/prune", answer=Answer.HELD),
+    Route("container list", b"GET", "/containers/json", answer=Answer.DOCUMENT, asks=True),
+    Route("container inspect", b"GET", "/containers/{ref}/json", answer=Answer.DOCUMENT),
+    Route("container start", b"POST", "/containers/{ref}/start", answer=Answer.HELD, asks=True),
+    Route("container restart", b"POST", "/containers/{ref}/restart", answer=Answer.HELD, asks=True),
+    Route("container stop", b"POST", "/containers/{ref}/stop", answer=Answer.HELD),
+    Route("container kill", b"POST", "/containers/{ref}/kill", answer=Answer.HELD),
+    Route("container rename", b"POST", "/containers/{ref}/rename", answer=Answer.HELD),
+    Route("container attach", b"POST", "/containers/{ref}/attach", answer=Answer.HIJACK),
+    Route("container attach websocket", b"GET", "/containers/{ref}/attach/ws", answer=Answer.HIJACK),
+    # Everything below that looks into a mount asks, so that the mount is flushed first.
+    Route("container archive", b"GET", "/containers/{ref}/archive", asks=True),
+    Route("container archive", b"HEAD", "/containers/{ref}/archive", asks=True),
+    Route("container archive", b"PUT", "/containers/{ref}/archive", asks=True),
+    Route("container commit", b"POST", "/commit", asks=True),
+    Route("exec create", b"POST", "/containers/{ref}/exec", asks=True),
+    Route("exec start", b"POST", "/exec/{ref}/start", answer=Answer.HIJACK, asks=True),
+    # remove asks: its container can only be resolved while it is there.
+    Route("container remove", b"DELETE", "/containers/{ref}", answer=Answer.HELD, asks=True),
+    # Lists and streams that show what create rewrote.
+    Route("events", b"GET", "/events", answer=Answer.DOCUMENTS, asks=True),
+    Route("system df", b"GET", "/system/df", answer=Answer.DOCUMENT),
+    # Volumes: type=none,o=bind is a bind mount in disguise.
+    Route("volume create", b"POST", "/volumes/create", _DOCUMENT, Answer.DOCUMENT, asks=True),
+    Route("volume list", b"GET", "/volumes", answer=Answer.DOCUMENT),
+    Route("volume inspect", b"GET", "/volumes/{ref}", answer=Answer.DOCUMENT),
+    # Ephemeral ports move when a network is connected or disconnected.
+    Route("network connect", b"POST", "/networks/{ref}/connect", answer=Answer.HELD),
+    Route("network disconnect", b"POST", "/networks/{ref}/disconnect", answer=Answer.HELD),
+    # Swarm services: their binds are refused.
+    Route("service create", b"POST", "/services/create", _DOCUMENT, asks=True),
+    Route("service update", b"POST", "/services/{ref}/update", _DOCUMENT, asks=True),
+    # BuildKit.
+    Route("session", b"POST", "/session", answer=Answer.HIJACK),
+    Route("grpc", b"POST", "/grpc", answer=Answer.HIJACK),
+    Route("build", b"POST", "/build"),
+)
+
+#: What the first segment of a versioned path looks like to the daemon's router.
+_VERSION = re.compile(r"v([0-9.]+)")
+
+#: Bytes that may stand unencoded in the path of a target that we write: RFC 3986's pchar, and the slash.
+_PATH_SAFE = "/:@!$&'()*+,;=~"
+
+_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+
+#: Control characters have no place in any name of the API, and some of them end a line for somebody.
+_CONTROL = re.compile("[\x00-\x1f\x7f]")
+
+
+def _compiled(route: Route) -> re.Pattern[str]:
+    """Make the expression of a route's pattern; a reference spans slashes, greedily, as the daemon's does."""
+    before, reference, after = route.pattern.partition("{ref}")
+    return re.compile(re.escape(before) + ("(?P<ref>.+)" if reference else "") + re.escape(after))
+
+
+_TABLE = tuple((route, _compiled(route)) for route in ROUTES)
+
+
+def match(method: bytes, target: bytes) -> Call:
+    """Say what a request is.
+
+    :param method: as it came; methods are case-sensitive.
+    :param target: the request target as it came, in origin form (RFC 9112, section 3.2.1).
+    :raises BadRequest: the target has no normal form, or its API version is not one.
+    """
+    if not target.startswith(b"/"):
+        raise BadRequest("the request target has to be a path that begins with /")
+    if re.search(rb"[\x00-\x20\x7f]", target):
+        raise BadRequest("the request target holds a space or control character; encode it as %XX")
+    raw_path, _, raw_query = target.partition(b"?")
+    whole = _clean(_decoded(raw_path, "path"))
+    version, path = _split_version(whole)
+    route, ref = _look_up(method, path)
+    query = _parse_query(raw_query)
+    verbatim = target if _may_be_verbatim(route) and _quoted(whole) == raw_path else None
+    return Call(route, method, path, version, query, ref, verbatim)
+
+
+def target(call: Call, outgoing: Outgoing | None = None) -> bytes:
+    """Write the request target to send on: it means to the daemon exactly what :func:`match` read.
+
+    :param outgoing: may replace the query.
+    """
+    query = call.query if outgoing is None or outgoing.query is None else outgoing.query
+    if call.verbatim is not None and query == call.query:
+        return call.verbatim
+    path = _quoted(call.path if call.version is None else f"/v{call.version}{call.path}")
+    pairs = [f"{_quoted_value(name)}={_quoted_value(value)}" for name, value in query]
+    return path + b"?" + "&".join(pairs).encode("ascii") if pairs else path
+
+
+def _look_up(method: bytes, path: str) -> tuple[Route, str | None]:
+    for route, expression in _TABLE:
+        if route.method == method and (found := expression.fullmatch(path)):
+            return route, found.groupdict().get("ref")
+    return RELAYED, None
+
+
+def _may_be_verbatim(route: Route) -> bool:
+    """Return whether nobody decides anything by the query of this route's calls."""
+    return not route.asks and route.body is RequestBody.STREAM and route.answer in (Answer.STREAM, Answer.HIJACK)
+
+
+def _decoded(text: bytes, what: str) -> str:
+    """Undo percent-encoding. Bytes that are not UTF-8 survive as surrogates, so that they can be written again."""
+    if _PERCENT.search(text):
+        raise BadRequest(f"the {what} of the request target holds a % that does not begin an encoded byte")
+    return unquote_to_bytes(text).decode("utf-8", "surrogateescape")
+
+
+def _clean(path: str) -> str:
+    """Bring a decoded path to the form that the daemon's router redirects to: Go's path.Clean, keeping a last slash."""
+    if _CONTROL.search(path):
+        raise BadRequest("the path of the request target holds a control character")
+    segments: list[str] = []
+    for segment in path.split("/"):
+        if segment == "..":
+            del segments[-1:]
+        elif segment not in ("", "."):
+            segments.append(segment)
+    last = "/" if segments and path.endswith("/") else ""
+    return "/" + "/".join(segments) + last
+
+
+def _split_version(path: str) -> tuple[str | None, str]:
+    """Take the API version off a path, in its plain decimal form."""
+    first, slash, rest = path[1:].partition("/")
+    found = _VERSION.fullmatch(first)
+    if not found or not slash:
+        return None, path
+    numbers = re.fullmatch(r"([0-9]{1,4})\.([0-9]{1,4})", found[1])
+    if not numbers:
+        raise BadRequest(f"{found[1]} is not an API version")
+    version = int(numbers[1]), int(numbers[2])
+    if version < MINIMUM_VERSION:
+        raise BadRequest(
+            f"client version {version[0]}.{version[1]} is too old. Minimum supported API version is "
+            f"{MINIMUM_VERSION[0]}.{MINIMUM_VERSION[1]}, please upgrade your client to a newer version"
+        )
+    return f"{version[0]}.{version[1]}", "/" + rest
+
+
+def _parse_query(raw: bytes) -> tuple[tuple[str, str], ...]:
+    """Read a query as Go's url.ParseQuery does, and refuse what it would drop."""
+    if b";" in raw:
+        raise BadRequest("the query of the request target holds a semicolon; encode it as %3B")
+    pairs = [piece.partition(b"=") for piece in raw.split(b"&") if piece]
+    return tuple((_form_decoded(name), _form_decoded(value)) for name, _, value in pairs)
+
+
+def _form_decoded(text: bytes) -> str:
+    return _decoded(text.replace(b"+", b" "), "query")
+
+
+def _quoted(path: str) -> bytes:
+    return quote(path, safe=_PATH_SAFE, errors="surrogateescape").encode("ascii")
+
+
+def _quoted_value(text: str) -> str:
+    """Encode a query name or value: everything but RFC 3986's unreserved characters."""
+    return quote(text, safe="", errors="surrogateescape")
