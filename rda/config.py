@@ -1,8 +1,29 @@
-"""Options and TOML, checked, as one frozen :class:`Config`. Pure: reads no file and no environment."""
+"""Options and TOML, checked, as one frozen :class:`Config`. Pure: reads no file and no environment.
+
+Every key of the file is an option of the command line too (``sync_root`` is ``--sync-root``) and the option wins. The
+file's top level describes the context named ``default``; ``[context.NAME]`` tables describe further ones, and take the
+keys that they leave out from the top level (all but ``remote`` and ``listen``).
+"""
 
 from __future__ import annotations
 
+import re
+import tomllib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from rda.errors import ConfigError
+
+#: The name of the context that the top level of the file, or the command line, describes.
+DEFAULT_CONTEXT = "default"
+
+#: Where a context listens when nothing is said.
+DEFAULT_LISTEN = ("tcp:23750:interface=127.0.0.1",)
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
+_FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}=?\Z")
 
 
 @dataclass(frozen=True)
@@ -28,21 +49,36 @@ class Remote:
 
 
 @dataclass(frozen=True)
+class Rule:
+    """Whose path a bind mount's source is; the first rule that matches decides.
+
+    :ivar pattern: an absolute path; it and everything below it match. ``*`` and ``?`` stand for characters of one
+        segment.
+    :ivar where: ``local`` (mirrored), ``remote`` (meant as it is, on the remote host) or ``refuse``.
+    """
+
+    pattern: str
+    where: str
+
+
+@dataclass(frozen=True)
 class Context:
     """One remote Docker daemon and how it appears here.
 
     :ivar listen: Twisted server endpoint strings.
     :ivar docker: the daemon on the remote: ``unix:///path`` or ``tcp://host:port``.
     :ivar sync_root: directory on the remote for mirrored trees; relative means below the login directory.
-    :ivar publish_address: local addresses that an empty HostIp means.
+    :ivar publish_address: local addresses that a published port without an address is opened on.
+    :ivar rules: the user's rules on bind sources, before the built-in ones.
     """
 
     name: str
     remote: Remote
-    listen: tuple[str, ...] = ("tcp:23750:interface=127.0.0.1",)
+    listen: tuple[str, ...] = DEFAULT_LISTEN
     docker: str = "unix:///var/run/docker.sock"
     sync_root: str = ".rda"
     publish_address: tuple[str, ...] = ("127.0.0.1", "::1")
+    rules: tuple[Rule, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,4 +90,216 @@ class Config:
 
     contexts: tuple[Context, ...]
     state_dir: str
-    log_level: str = "info"
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What this pure module may ask of the world.
+
+    :ivar state_dir: the state directory when nothing is said.
+    :ivar expand: makes ``~`` and relative paths absolute.
+    :ivar endpoint_problem: why a Twisted server endpoint string cannot be used, or None.
+    :ivar file_problem: why a file cannot be read, or None.
+    """
+
+    state_dir: str
+    expand: Callable[[str], str]
+    endpoint_problem: Callable[[str], str | None]
+    file_problem: Callable[[str], str | None]
+
+
+def load(text: str | None, options: Mapping[str, Any], outside: Outside) -> Config:
+    """Make the configuration of a file's text and the command line's options.
+
+    :param text: the TOML of the configuration file, or None when there is none.
+    :param options: key to value, as in the file; what is absent was not given.
+    :raises ConfigError: naming every problem, each with its key.
+    """
+    problems: list[str] = []
+    table = _toml(text, problems)
+    contexts = table.pop("context", {})
+    if not isinstance(contexts, dict):
+        problems.append("context: must be tables like [context.NAME]")
+        contexts = {}
+    top = {**table, **options}
+    state_dir = _Reader("", dict(top), problems).text("state_dir", outside.state_dir)
+    top.pop("state_dir", None)
+    found = []
+    if "remote" in top or not contexts:
+        found.append(_context(DEFAULT_CONTEXT, "", top, problems, outside))
+    shared = {key: value for key, value in top.items() if key not in ("remote", "listen")}
+    for name, own in contexts.items():
+        found.append(_named_context(name, own, shared, problems, outside))
+    _check_listeners(found, problems)
+    if problems:
+        raise ConfigError(problems)
+    return Config(contexts=tuple(found), state_dir=outside.expand(state_dir))
+
+
+def _toml(text: str | None, problems: list[str]) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text or "")
+    except tomllib.TOMLDecodeError as e:
+        problems.append(f"the file is not TOML: {e}")
+        return {}
+
+
+def _named_context(name: str, own: object, shared: dict[str, Any], problems: list[str], outside: Outside) -> Context:
+    path = f"context.{name}."
+    if not _NAME.match(name):
+        problems.append(f"context.{name}: a name is letters, digits, '_', '.' and '-', at most 63")
+    if not isinstance(own, dict):
+        problems.append(f"context.{name}: must be a table")
+        own = {}
+    if "listen" not in own:
+        problems.append(f"{path}listen: missing; a context of its own needs an endpoint of its own")
+    return _context(name, path, {**shared, **own}, problems, outside)
+
+
+class _Reader:
+    """Takes typed values out of one table and notes what is wrong with them."""
+
+    def __init__(self, path: str, table: dict[str, Any], problems: list[str]) -> None:
+        self._path = path
+        self._table = table
+        self._problems = problems
+
+    def problem(self, key: str, what: str) -> None:
+        self._problems.append(f"{self._path}{key}: {what}")
+
+    def text(self, key: str, default: str) -> str:
+        value = self._table.pop(key, default)
+        if not isinstance(value, str) or "\0" in value:
+            self.problem(key, "must be a string")
+            return default
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self._table.pop(key, default)
+        if not isinstance(value, bool):
+            self.problem(key, "must be true or false")
+            return default
+        return value
+
+    def texts(self, key: str, default: tuple[str, ...]) -> tuple[str, ...]:
+        value = self._table.pop(key, default)
+        if isinstance(value, str):
+            value = [value]
+        if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) and v and "\0" not in v for v in value):
+            self.problem(key, "must be a string or a list of strings")
+            return default
+        return tuple(value)
+
+    def tables(self, key: str) -> list[dict[str, Any]]:
+        value = self._table.pop(key, [])
+        if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
+            self.problem(key, f"must be tables like [[{key}]]")
+            return []
+        return value
+
+    def finish(self, known: str) -> None:
+        """Everything left over is a key nobody knows."""
+        for key in self._table:
+            self.problem(key, f"no such key ({known})")
+
+
+def _context(name: str, path: str, table: dict[str, Any], problems: list[str], outside: Outside) -> Context:
+    reader = _Reader(path, dict(table), problems)
+    context = Context(
+        name=name,
+        remote=_remote(reader, outside),
+        listen=_listen(reader, outside),
+        docker=_docker(reader),
+        sync_root=_sync_root(reader),
+        publish_address=reader.texts("publish_address", Context.publish_address),
+        rules=_rules(reader),
+    )
+    reader.finish("see the sample rda.toml for those there are")
+    return context
+
+
+def _remote(reader: _Reader, outside: Outside) -> Remote:
+    target = reader.text("remote", "")
+    if not target:
+        reader.problem("remote", 'missing; say --remote user@host, or remote = "user@host" in the file')
+    elif target.startswith("-") or any(c.isspace() for c in target):
+        reader.problem("remote", f"{target!r} is not a host, user@host, user@host:port or ssh:// address")
+    host_keys = reader.texts("host_key", ())
+    for pin in host_keys:
+        if not _FINGERPRINT.match(pin):
+            reader.problem("host_key", f"{pin!r} is not a fingerprint like SHA256:… (ssh-keygen -l prints them)")
+    return Remote(
+        target=target,
+        identities=_files(reader, "identity", outside, must_exist=True),
+        known_hosts=_files(reader, "known_hosts", outside, must_exist=False),
+        host_keys=host_keys,
+        accept_new=reader.flag("accept_new", False),
+        ssh_config=reader.text("ssh_config", ""),
+        compression=reader.flag("compression", False),
+    )
+
+
+def _files(reader: _Reader, key: str, outside: Outside, *, must_exist: bool) -> tuple[str, ...]:
+    paths = tuple(outside.expand(path) for path in reader.texts(key, ()))
+    for path in paths:
+        why = outside.file_problem(path) if must_exist else None
+        if why is not None:
+            reader.problem(key, f"{path}: {why}")
+    return paths
+
+
+def _listen(reader: _Reader, outside: Outside) -> tuple[str, ...]:
+    listen = reader.texts("listen", DEFAULT_LISTEN)
+    if not listen:
+        reader.problem("listen", "must name at least one endpoint")
+    for description in listen:
+        why = outside.endpoint_problem(description)
+        if why is not None:
+            reader.problem("listen", f"{description!r}: {why}")
+    return listen
+
+
+def _docker(reader: _Reader) -> str:
+    docker = reader.text("docker", Context.docker)
+    try:
+        url = urlsplit(docker)
+        fine = (url.scheme == "unix" and not url.netloc and url.path.startswith("/")) or (
+            url.scheme == "tcp" and bool(url.hostname) and url.port is not None
+        )
+    except ValueError:
+        fine = False
+    if not fine:
+        reader.problem("docker", f"{docker!r} is neither unix:///path nor tcp://host:port")
+    return docker
+
+
+def _sync_root(reader: _Reader) -> str:
+    root = reader.text("sync_root", Context.sync_root)
+    if not root or root.strip("/") == "" or ".." in root.split("/"):
+        reader.problem("sync_root", f"{root!r} is not a directory of its own on the remote host")
+    return root
+
+
+def _rules(reader: _Reader) -> tuple[Rule, ...]:
+    rules = []
+    for n, table in enumerate(reader.tables("bind")):
+        pattern, where = table.get("path"), table.get("where")
+        if not isinstance(pattern, str) or not pattern:
+            reader.problem(f"bind[{n}].path", "must be an absolute path")
+        elif where not in ("local", "remote", "refuse"):
+            reader.problem(f"bind[{n}].where", 'must be "local", "remote" or "refuse"')
+        else:
+            rules.append(Rule(pattern, where))
+        for key in table.keys() - {"path", "where"}:
+            reader.problem(f"bind[{n}].{key}", "no such key (path, where)")
+    return tuple(rules)
+
+
+def _check_listeners(contexts: list[Context], problems: list[str]) -> None:
+    """Two contexts cannot share an endpoint."""
+    owners: dict[str, str] = {}
+    for context in contexts:
+        for description in context.listen:
+            other = owners.setdefault(description, context.name)
+            if other != context.name:
+                problems.append(f"context.{context.name}.listen: {description!r} is context {other}'s already")
