@@ -1,0 +1,170 @@
+"""``twistd rda``: its options, and the service they describe. The only importer of the global reactor."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twisted.application.service import IService
+from twisted.internet.endpoints import serverFromString
+from twisted.python import usage
+
+from rda import __version__
+from rda.config import Config, Outside, load
+from rda.errors import ConfigError
+
+#: Addresses on which plain TCP is as private as the machine itself.
+_LOOPBACK = ("127.", "::1", "localhost", r"\:\:1")
+
+
+class Options(usage.Options):
+    """The command line; every option is a key of the configuration file too."""
+
+    synopsis = "[options]"
+    longdesc = (
+        "A local, Docker-compatible endpoint for a Docker daemon on another machine, reached over SSH: published "
+        "ports open here, bind mounts come from here."
+    )
+
+    optParameters = [
+        ["remote", None, None, "where the daemon is: what ssh accepts (alias, user@host[:port], ssh://…)"],
+        ["docker", None, None, "the daemon on the remote [default: unix:///var/run/docker.sock]"],
+        ["config", None, None, "a TOML file with the same keys; options win"],
+        ["sync-root", None, None, "directory on the remote for bind mounts [default: .rda in the login directory]"],
+        ["state-dir", None, None, "local directory for rda's own state [default: ~/.local/state/rda]"],
+        ["ssh-config", None, None, "ssh_config file to use; 'none' for none [default: ssh's own]"],
+    ]
+    optFlags = [
+        ["accept-new", None, "trust and remember the key of a host that is not in known_hosts yet"],
+        ["compression", None, "compress the SSH link (zlib@openssh.com)"],
+    ]
+
+    compData = usage.Completions(
+        optActions={"config": usage.CompleteFiles("*.toml"), "state-dir": usage.CompleteDirs()},
+    )
+
+    def __init__(self) -> None:
+        usage.Options.__init__(self)
+        self._lists: dict[str, list[str]] = {}
+
+    def _append(self, key: str, value: str) -> None:
+        self._lists.setdefault(key, []).append(value)
+
+    def opt_listen(self, endpoint: str) -> None:
+        """A Twisted endpoint string to listen on, repeatable [default: tcp:23750:interface=127.0.0.1]."""
+        self._append("listen", endpoint)
+
+    def opt_identity(self, path: str) -> None:
+        """A private key file, repeatable [default: ssh's own, and ssh-agent]."""
+        self._append("identity", path)
+
+    def opt_known_hosts(self, path: str) -> None:
+        """A known_hosts file, repeatable [default: ssh's own]."""
+        self._append("known_hosts", path)
+
+    def opt_host_key(self, fingerprint: str) -> None:
+        """The only host key to trust, as SHA256:…, repeatable."""
+        self._append("host_key", fingerprint)
+
+    def opt_publish_address(self, address: str) -> None:
+        """Local address for ports published without one, repeatable [default: 127.0.0.1 and ::1]."""
+        self._append("publish_address", address)
+
+    def opt_version(self) -> None:
+        """Print the version and exit."""
+        print(f"rda {__version__}")
+        raise SystemExit(0)
+
+    def parseOptions(self, options: Any = None) -> None:
+        """Parse; whatever is wrong ends the process with one message that names it, and no traceback."""
+        try:
+            usage.Options.parseOptions(self, options)
+        except usage.UsageError as e:
+            raise SystemExit(f"rda: {e}; see 'twistd rda --help'") from None
+
+    def parseArgs(self, *extra: str) -> None:
+        """There are none: everything has a name."""
+        if extra:
+            raise usage.UsageError(f"unexpected argument: {extra[0]}")
+
+    def postOptions(self) -> None:
+        """Check everything, the file included; :attr:`settings` is the result."""
+        try:
+            self.settings = load(self._file(), self._given(), _outside())
+        except ConfigError as e:
+            raise SystemExit(complaint(e)) from None
+
+    def _given(self) -> dict[str, Any]:
+        """What was said on the command line, under the file's keys."""
+        simple = {k.replace("-", "_"): v for k, v in self.items() if k not in ("config", "version", "help")}
+        flags = {"accept_new", "compression"}
+        given: dict[str, Any] = {k: v for k, v in simple.items() if v is not None and k not in flags}
+        given |= {k: True for k in flags if simple.get(k)}
+        return given | self._lists
+
+    def _file(self) -> str | None:
+        path = self["config"]
+        if path is None:
+            return None
+        try:
+            return Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as e:
+            raise ConfigError([f"config: {path}: {getattr(e, 'strerror', None) or 'not UTF-8 text'}"]) from None
+
+
+def complaint(error: ConfigError) -> str:
+    """All problems of a configuration as one message for a terminal."""
+    if len(error.problems) == 1:
+        return f"rda: {error.problems[0]}"
+    lines = [f"rda: {len(error.problems)} problems in the configuration:"]
+    return "\n".join(lines + [f"  {problem}" for problem in error.problems])
+
+
+def _outside() -> Outside:
+    state_home = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Outside(
+        state_dir=os.path.join(state_home, "rda"),
+        expand=lambda path: str(Path(path).expanduser().absolute()),
+        endpoint_problem=_endpoint_problem,
+        file_problem=_file_problem,
+    )
+
+
+def _file_problem(path: str) -> str | None:
+    try:
+        with open(path, "rb"):
+            return None
+    except OSError as e:
+        return e.strerror or str(e)
+
+
+def _endpoint_problem(description: str) -> str | None:
+    """Why a server endpoint string cannot be listened on as it stands, or None.
+
+    Whoever reaches the Docker API is root on the remote host: plain TCP is for this machine only.
+    """
+    from twisted.internet import reactor
+
+    try:
+        serverFromString(reactor, description)
+    except Exception as e:  # the parsers of endpoint strings, plugins among them, raise whatever they like
+        return f"not a Twisted server endpoint string ({e or type(e).__name__})"
+    if description.startswith("tcp"):
+        interface = description.partition("interface=")[2]
+        if not interface.startswith(_LOOPBACK):
+            return "plain TCP is only for a loopback address: add :interface=127.0.0.1"
+    return None
+
+
+def makeService(options: Options) -> IService:
+    """The agent for parsed options; called by twistd."""
+    from twisted.internet import reactor
+
+    from rda.agent import Agent
+
+    config: Config = options.settings
+    say: Callable[[str], object] = lambda line: print(line, file=sys.stdout, flush=True)  # noqa: E731
+    return Agent(reactor, config, say)
