@@ -1,0 +1,460 @@
+"""SSH keys and certificates as they are on disk and on the wire: pure functions and values.
+
+Private keys are read in every format OpenSSH writes: PKCS#8 and the older PEM forms (through ``cryptography``), and
+``openssh-key-v1`` (OpenSSH's PROTOCOL.key) with each of its ciphers. Certificates follow OpenSSH's PROTOCOL.certkeys.
+Public keys are kept as wire blobs (RFC 4253, section 6.6), so that a type this program cannot compute with (a
+security key, a certificate of one) can still be offered, listed and compared.
+"""
+
+from __future__ import annotations
+
+import binascii
+import hashlib
+import hmac
+import re
+from base64 import b64decode, b64encode
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import bcrypt
+from cryptography.exceptions import InvalidSignature, InvalidTag, UnsupportedAlgorithm
+from cryptography.hazmat.decrepit.ciphers.algorithms import TripleDES
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.poly1305 import Poly1305
+from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_ssh_private_key
+from twisted.conch.ssh import keys as conch_keys
+
+__all__ = [
+    "CERTIFICATE_SUFFIX",
+    "Certificate",
+    "KeyEncrypted",
+    "KeyUnreadable",
+    "fingerprint",
+    "key_type",
+    "load_private_key",
+    "load_public_line",
+    "parse_certificate",
+    "plain_blob",
+    "public_in_private_file",
+    "public_key",
+    "signature_algorithm",
+]
+
+CERTIFICATE_SUFFIX = b"-cert-v01@openssh.com"
+
+#: bcrypt rounds above this are refused: OpenSSH writes 16 or 24, ``-a 1000`` already takes half a minute, and a
+#: planted file must not be able to stop the program for hours.
+MAX_BCRYPT_ROUNDS = 10_000
+
+#: Principals, options and the like in one certificate; OpenSSH's SSHKEY_CERT_MAX_PRINCIPALS.
+MAX_CERTIFICATE_ITEMS = 256
+
+_OPENSSH_MAGIC = b"openssh-key-v1\0"
+_OPENSSH_PEM = re.compile(
+    rb"-----BEGIN OPENSSH PRIVATE KEY-----\s*(.*?)\s*-----END OPENSSH PRIVATE KEY-----", re.DOTALL
+)
+
+#: Strings of the public part of each key type, after the type's name (RFC 4253, 5656, 8709, PROTOCOL.u2f).
+_PUBLIC_FIELDS = {
+    b"ssh-rsa": 2,
+    b"ssh-dss": 4,
+    b"ssh-ed25519": 1,
+    b"ecdsa-sha2-nistp256": 2,
+    b"ecdsa-sha2-nistp384": 2,
+    b"ecdsa-sha2-nistp521": 2,
+    b"sk-ssh-ed25519@openssh.com": 2,
+    b"sk-ecdsa-sha2-nistp256@openssh.com": 3,
+}
+
+#: Signature algorithms that are believed: OpenSSH's default CASignatureAlgorithms (no SHA-1, no DSA). The ``sk-``
+#: ones are left out: nobody signs hosts by touching a button, and they need a verification of their own.
+_TRUSTED_SIGNATURES = frozenset(
+    (
+        b"ssh-ed25519",
+        b"ecdsa-sha2-nistp256",
+        b"ecdsa-sha2-nistp384",
+        b"ecdsa-sha2-nistp521",
+        b"rsa-sha2-256",
+        b"rsa-sha2-512",
+    )
+)
+
+
+class KeyUnreadable(Exception):
+    """The data is no key of a kind this program can use; the message says why, without the file's name."""
+
+
+class KeyEncrypted(Exception):
+    """The private key needs a passphrase, or another one than was given."""
+
+
+class _Reader:
+    """Reads the data types of RFC 4251, section 5; running over the end is a :class:`KeyUnreadable`."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.position = 0
+
+    @property
+    def at_end(self) -> bool:
+        return self.position >= len(self._data)
+
+    def take(self, size: int) -> bytes:
+        end = self.position + size
+        if end > len(self._data):
+            raise KeyUnreadable("it is cut short")
+        piece = self._data[self.position : end]
+        self.position = end
+        return piece
+
+    def number(self, size: int) -> int:
+        return int.from_bytes(self.take(size), "big")
+
+    def string(self) -> bytes:
+        return self.take(self.number(4))
+
+    def rest(self) -> bytes:
+        return self.take(len(self._data) - self.position)
+
+
+def _string(data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + data
+
+
+def key_type(blob: bytes) -> bytes:
+    """The name in front of a public key blob, ``b"ssh-ed25519"`` or ``b"ssh-rsa-cert-v01@openssh.com"``.
+
+    :raises KeyUnreadable: the blob does not begin with a sensible name.
+    """
+    name = _Reader(blob).string()
+    if not re.fullmatch(rb"[!-~]{1,64}", name):
+        raise KeyUnreadable("it does not begin with the name of a key type")
+    return name
+
+
+def plain_blob(blob: bytes) -> bytes:
+    """The public key without its certificate; a blob that is no certificate is returned as it is.
+
+    :raises KeyUnreadable: a certificate that cannot be taken apart.
+    """
+    if key_type(blob).endswith(CERTIFICATE_SUFFIX):
+        return parse_certificate(blob).plain
+    return blob
+
+
+def fingerprint(blob: bytes) -> str:
+    """``SHA256:…`` as ``ssh-keygen -l`` prints it: for a certificate, that of the key it is about."""
+    try:
+        blob = plain_blob(blob)
+    except KeyUnreadable:
+        pass  # the fingerprint of what is there is still the best name for it
+    return "SHA256:" + b64encode(hashlib.sha256(blob).digest()).rstrip(b"=").decode("ascii")
+
+
+def public_key(blob: bytes) -> conch_keys.Key:
+    """The key to verify signatures with, for a plain public key blob or a certificate.
+
+    :raises KeyUnreadable: not a key, or a type that cannot be computed with.
+    """
+    plain = plain_blob(blob)
+    try:
+        return conch_keys.Key.fromString(plain, type="blob")
+    except Exception as error:
+        # Conch and cryptography raise half a dozen unrelated types (struct.error, IndexError, UnsupportedAlgorithm, …)
+        # for what a peer may send: they all mean the same here.
+        raise KeyUnreadable(f"a {key_type(plain).decode('ascii')} key that cannot be used ({error})") from error
+
+
+def signature_algorithm(blob: bytes, server_algorithms: frozenset[bytes] | None) -> tuple[bytes, bytes]:
+    """Choose how to sign with a key: RSA keys can sign in several ways (RFC 8332, section 3.2).
+
+    :param server_algorithms: what the server said in ``server-sig-algs`` (RFC 8308, section 3.1), None if nothing.
+    :returns: the public key algorithm's name for the request and the name of the signature, e.g.
+        ``(b"rsa-sha2-512-cert-v01@openssh.com", b"rsa-sha2-512")``. SHA-1 is never chosen.
+    """
+    kind = key_type(blob)
+    suffix = CERTIFICATE_SUFFIX if kind.endswith(CERTIFICATE_SUFFIX) else b""
+    plain = kind.removesuffix(CERTIFICATE_SUFFIX) if suffix else kind
+    if plain != b"ssh-rsa":
+        # The names of security keys' types end in @openssh.com, their certificates' names do not double it.
+        return kind, _plain_of_certificate_type(kind) if suffix else kind
+    signature = b"rsa-sha2-512"
+    if server_algorithms is not None and signature not in server_algorithms and b"rsa-sha2-256" in server_algorithms:
+        signature = b"rsa-sha2-256"
+    return signature + suffix, signature
+
+
+def _plain_of_certificate_type(kind: bytes) -> bytes:
+    plain = kind.removesuffix(CERTIFICATE_SUFFIX)
+    return plain + b"@openssh.com" if plain.startswith(b"sk-") else plain
+
+
+def load_public_line(line: bytes) -> tuple[bytes, str]:
+    """Read ``type base64 comment``, the content of a ``.pub`` or ``-cert.pub`` file.
+
+    :returns: the blob and the comment.
+    :raises KeyUnreadable: anything else.
+    """
+    fields = line.strip().split(None, 2)
+    if len(fields) < 2:
+        raise KeyUnreadable("it is not of the form 'type base64 comment'")
+    try:
+        blob = b64decode(fields[1], validate=True)
+    except binascii.Error as error:
+        raise KeyUnreadable(f"its base64 is damaged ({error})") from error
+    if key_type(blob) != fields[0]:
+        raise KeyUnreadable("the type in front and the type inside differ")
+    return blob, fields[2].decode("utf-8", "replace") if len(fields) > 2 else ""
+
+
+# --- certificates -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """An OpenSSH certificate, taken apart (PROTOCOL.certkeys).
+
+    :ivar plain: the public key it is about.
+    :ivar is_host: for a host; else for a user.
+    :ivar valid_after: seconds since the epoch; :attr:`valid_before` likewise, exclusive.
+    :ivar critical_options: their names; one that is not understood makes the certificate invalid.
+    :ivar authority: the public key blob of the one who signed.
+    """
+
+    plain: bytes
+    serial: int
+    is_host: bool
+    key_id: str
+    principals: tuple[bytes, ...]
+    valid_after: int
+    valid_before: int
+    critical_options: tuple[bytes, ...]
+    authority: bytes
+    signed: bytes
+    signature: bytes
+
+    def signature_is_good(self) -> bool:
+        """Whether :attr:`authority` signed this, in a way that is still believed."""
+        try:
+            if key_type(self.signature) not in _TRUSTED_SIGNATURES:
+                return False
+            if key_type(self.authority).endswith(CERTIFICATE_SUFFIX):
+                return False  # PROTOCOL.certkeys forbids chains
+            return bool(public_key(self.authority).verify(self.signature, self.signed))
+        except (KeyUnreadable, InvalidSignature):
+            return False
+        except Exception:
+            # Conch takes signatures apart without checks, and raises whatever the damage provokes.
+            return False
+
+
+def parse_certificate(blob: bytes) -> Certificate:
+    """Take a certificate blob apart; its signature is not verified yet.
+
+    :raises KeyUnreadable: it is damaged or of an unknown type.
+    """
+    kind = key_type(blob)
+    if not kind.endswith(CERTIFICATE_SUFFIX):
+        raise KeyUnreadable("it is not a certificate")
+    plain_kind = _plain_of_certificate_type(kind)
+    if plain_kind not in _PUBLIC_FIELDS:
+        raise KeyUnreadable(f"a certificate of the unknown type {kind.decode('ascii')}")
+    reader = _Reader(blob)
+    reader.string()  # the type
+    reader.string()  # the nonce
+    public = [reader.string() for _ in range(_PUBLIC_FIELDS[plain_kind])]
+    serial, role, key_id = reader.number(8), reader.number(4), reader.string()
+    principals = _strings(reader.string())
+    valid_after, valid_before = reader.number(8), reader.number(8)
+    critical = _strings(reader.string())[::2]
+    reader.string()  # extensions: what a server may allow, nothing a client decides by
+    reader.string()  # reserved
+    authority = reader.string()
+    signed = blob[: reader.position]
+    signature = reader.string()
+    if role not in (1, 2):
+        raise KeyUnreadable(f"a certificate of the unknown role {role}")
+    if not reader.at_end:
+        raise KeyUnreadable("something follows the certificate's signature")
+    return Certificate(
+        plain=_string(plain_kind) + b"".join(map(_string, public)),
+        serial=serial,
+        is_host=role == 2,
+        key_id=key_id.decode("utf-8", "replace"),
+        principals=principals,
+        valid_after=valid_after,
+        valid_before=valid_before,
+        critical_options=critical,
+        authority=authority,
+        signed=signed,
+        signature=signature,
+    )
+
+
+def _strings(packed: bytes) -> tuple[bytes, ...]:
+    reader, found = _Reader(packed), []
+    while not reader.at_end:
+        found.append(reader.string())
+        if len(found) > MAX_CERTIFICATE_ITEMS:
+            raise KeyUnreadable(f"a certificate with more than {MAX_CERTIFICATE_ITEMS} items")
+    return tuple(found)
+
+
+# --- private keys -----------------------------------------------------------------------------------------------
+
+
+def load_private_key(data: bytes, passphrase: bytes | None = None) -> conch_keys.Key:
+    """Read a private key file's content.
+
+    :param passphrase: None to try without; ignored for a key that is not encrypted.
+    :raises KeyEncrypted: a passphrase is needed, or this is the wrong one.
+    :raises KeyUnreadable: not a private key of a kind that can be used.
+    """
+    if _OPENSSH_PEM.search(data):
+        data = _decrypt_openssh(data, passphrase)
+        return _through_cryptography(lambda: load_ssh_private_key(data, None))
+    encrypted = b"-----BEGIN ENCRYPTED PRIVATE KEY-----" in data or b"Proc-Type: 4,ENCRYPTED" in data
+    if encrypted and not passphrase:
+        raise KeyEncrypted("it needs a passphrase")
+    try:
+        return _through_cryptography(lambda: load_pem_private_key(data, passphrase if encrypted else None))
+    except KeyUnreadable as error:
+        if encrypted:
+            # A wrong passphrase decrypts to rubbish, which fails in as many ways as there are parsers.
+            raise KeyEncrypted("the passphrase is wrong") from error
+        raise
+
+
+def _through_cryptography(load: Callable[[], object]) -> conch_keys.Key:
+    try:
+        key = conch_keys.Key(load())
+        kind = key.sshType()
+    except (ValueError, TypeError, KeyError, UnsupportedAlgorithm, conch_keys.BadKeyError) as error:
+        raise KeyUnreadable(f"it is not a private key that can be read here ({error})") from error
+    if kind == b"ssh-dss":
+        raise KeyUnreadable("it is a DSA key, which no current server accepts; make an ed25519 key with ssh-keygen")
+    return key
+
+
+@dataclass(frozen=True)
+class _Sealed:
+    """The outer form of an openssh-key-v1 file (PROTOCOL.key, section 1)."""
+
+    cipher: bytes
+    kdf: bytes
+    kdf_options: bytes
+    public: bytes
+    private: bytes
+    tag: bytes
+
+
+def _open_container(data: bytes) -> _Sealed:
+    match = _OPENSSH_PEM.search(data)
+    if match is None:
+        raise KeyUnreadable("it is not an OpenSSH private key")
+    try:
+        raw = b64decode(b"".join(match.group(1).split()), validate=True)
+    except binascii.Error as error:
+        raise KeyUnreadable(f"its base64 is damaged ({error})") from error
+    if not raw.startswith(_OPENSSH_MAGIC):
+        raise KeyUnreadable("it is not in the openssh-key-v1 format")
+    reader = _Reader(raw[len(_OPENSSH_MAGIC) :])
+    cipher, kdf, options, count = reader.string(), reader.string(), reader.string(), reader.number(4)
+    if count != 1:
+        raise KeyUnreadable(f"it holds {count} keys instead of one")
+    return _Sealed(cipher, kdf, options, reader.string(), reader.string(), reader.rest())
+
+
+def public_in_private_file(data: bytes) -> bytes | None:
+    """The public key blob that stands in the clear in an OpenSSH private key file, even an encrypted one.
+
+    :returns: None for the other formats, and for damaged files.
+    """
+    try:
+        public = _open_container(data).public
+        key_type(public)
+    except KeyUnreadable:
+        return None
+    return public
+
+
+def _decrypt_openssh(data: bytes, passphrase: bytes | None) -> bytes:
+    """Return the same key file without encryption."""
+    sealed = _open_container(data)
+    if sealed.cipher == b"none":
+        return data
+    if sealed.cipher not in _CIPHERS:
+        raise KeyUnreadable(f"it is encrypted with {sealed.cipher!r}, which is not known here")
+    if sealed.kdf != b"bcrypt":
+        raise KeyUnreadable(f"its passphrase is stretched with {sealed.kdf!r}, which is not known here")
+    if not passphrase:
+        raise KeyEncrypted("it needs a passphrase")
+    reader = _Reader(sealed.kdf_options)
+    salt, rounds = reader.string(), reader.number(4)
+    if not salt or not 1 <= rounds <= MAX_BCRYPT_ROUNDS:
+        raise KeyUnreadable(f"its bcrypt parameters are out of bounds ({rounds} rounds)")
+    key_size, iv_size, decrypt = _CIPHERS[sealed.cipher]
+    secret = bcrypt.kdf(passphrase, salt, key_size + iv_size, rounds, ignore_few_rounds=True)
+    try:
+        plain = decrypt(secret[:key_size], secret[key_size:], sealed.private, sealed.tag)
+    except (InvalidTag, InvalidSignature) as error:
+        raise KeyEncrypted("the passphrase is wrong") from error
+    except ValueError as error:
+        raise KeyUnreadable(f"its encrypted part is damaged ({error})") from error
+    if plain[:4] != plain[4:8]:
+        # The two check integers: PROTOCOL.key's way of telling a wrong passphrase.
+        raise KeyEncrypted("the passphrase is wrong")
+    head = _OPENSSH_MAGIC + _string(b"none") + _string(b"none") + _string(b"") + (1).to_bytes(4, "big")
+    opened = head + _string(sealed.public) + _string(plain)
+    body = b64encode(opened)
+    lines = b"\n".join(body[at : at + 70] for at in range(0, len(body), 70))
+    return b"-----BEGIN OPENSSH PRIVATE KEY-----\n" + lines + b"\n-----END OPENSSH PRIVATE KEY-----\n"
+
+
+_Decrypt = Callable[[bytes, bytes, bytes, bytes], bytes]
+
+
+def _finish(cipher: Cipher, data: bytes) -> bytes:
+    decryptor = cipher.decryptor()
+    return bytes(decryptor.update(data) + decryptor.finalize())
+
+
+def _ctr(key: bytes, iv: bytes, data: bytes, tag: bytes) -> bytes:
+    return _finish(Cipher(algorithms.AES(key), modes.CTR(iv)), data)
+
+
+def _cbc(key: bytes, iv: bytes, data: bytes, tag: bytes) -> bytes:
+    return _finish(Cipher(algorithms.AES(key), modes.CBC(iv)), data)
+
+
+def _triple_des(key: bytes, iv: bytes, data: bytes, tag: bytes) -> bytes:
+    return _finish(Cipher(TripleDES(key), modes.CBC(iv)), data)
+
+
+def _gcm(key: bytes, iv: bytes, data: bytes, tag: bytes) -> bytes:
+    return _finish(Cipher(algorithms.AES(key), modes.GCM(iv, tag)), data)
+
+
+def _chacha20_poly1305(key: bytes, iv: bytes, data: bytes, tag: bytes) -> bytes:
+    """PROTOCOL.chacha20poly1305 with packet number 0 and no length: the second half of the key is not used."""
+    main = key[:32]
+    poly_key = _finish(Cipher(algorithms.ChaCha20(main, bytes(16)), None), bytes(32))
+    if not hmac.compare_digest(Poly1305.generate_tag(poly_key, data), tag):
+        raise InvalidTag
+    return _finish(Cipher(algorithms.ChaCha20(main, b"\x01" + bytes(15)), None), data)
+
+
+#: What ``ssh-keygen -Z`` can name: sizes of key and IV in bytes, and the decryption.
+_CIPHERS: dict[bytes, tuple[int, int, _Decrypt]] = {
+    b"aes128-ctr": (16, 16, _ctr),
+    b"aes192-ctr": (24, 16, _ctr),
+    b"aes256-ctr": (32, 16, _ctr),
+    b"aes128-cbc": (16, 16, _cbc),
+    b"aes192-cbc": (24, 16, _cbc),
+    b"aes256-cbc": (32, 16, _cbc),
+    b"rijndael-cbc@lysator.liu.se": (32, 16, _cbc),
+    b"3des-cbc": (24, 8, _triple_des),
+    b"aes128-gcm@openssh.com": (16, 12, _gcm),
+    b"aes256-gcm@openssh.com": (32, 12, _gcm),
+    b"chacha20-poly1305@openssh.com": (64, 0, _chacha20_poly1305),
+}
