@@ -33,6 +33,8 @@ setup(
         "test": TEST,
         "dev": [*TEST, "ruff>=0.6", "mypy>=1.11", "mypy-zope>=1.0.5"],
     },
+    # An editable install through a finder would hide twisted/plugins from twistd, which looks for plugins on sys.path.
+    options={"editable_wheel": {"mode": "compat"}},
     entry_points={"console_scripts": ["rda = rda.command:main"]},
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -1,0 +1,63 @@
+# What there is to run. Everything happens in .venv, which the first target that needs it makes.
+
+PYTHON ?=
+REMOTE ?=
+export PYTHON
+
+VENV := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: help run demo host test unit live check format bench clean
+help:
+	@echo 'make run     start rda against REMOTE=user@host, or against a throwaway remote host (root on Linux)'
+	@echo 'make demo    the same, and the whole story by itself: ports and files of a container over there, used here'
+	@echo 'make test    unit tests, then tests against a real sshd and dockerd on the throwaway remote host'
+	@echo 'make unit    unit tests only: no network, no root, seconds'
+	@echo 'make live    tests against the throwaway remote host only; TESTS=tests.live.test_ports narrows them'
+	@echo 'make host    only bring the throwaway remote host up, and print how to use it'
+	@echo 'make check   ruff and mypy'
+	@echo 'make format  let ruff lay out the code'
+	@echo 'make bench   measure'
+	@echo 'make clean   end and remove the throwaway remote host, .venv and what tools left'
+
+$(INSTALLED): setup.py pyproject.toml .ci/venv
+	@.ci/venv
+	@touch $@
+
+run: $(INSTALLED)
+	@$(VENV)/python -m tests.live.run $(REMOTE)
+
+demo: $(INSTALLED)
+	@$(VENV)/python -m tests.live.demo $(REMOTE)
+
+host: $(INSTALLED)
+	@$(VENV)/python -m tests.live.host up
+
+test: $(INSTALLED)
+	@$(VENV)/python -m tests.report unit live
+
+unit: $(INSTALLED)
+	@$(VENV)/python -m tests.report unit
+
+live: $(INSTALLED)
+	@$(VENV)/python -m tests.report $(or $(TESTS),live)
+
+check: $(INSTALLED)
+	$(VENV)/ruff check rda tests bench twisted setup.py
+	$(VENV)/ruff format --check rda tests bench twisted setup.py
+	$(VENV)/mypy
+
+format: $(INSTALLED)
+	$(VENV)/ruff check --fix rda tests bench twisted setup.py
+	$(VENV)/ruff format rda tests bench twisted setup.py
+
+bench: $(INSTALLED)
+	@$(VENV)/python -m bench
+
+# The host's own file says where it lives; it needs nothing that is not in Python itself.
+clean:
+	@for python in $(VENV)/python python3; do \
+	    if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	        $$python -m tests.live.host clean || [ $$? = 77 ]; break; fi; done
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .hypothesis _trial_temp* twisted/plugins/dropin.cache
+	find rda tests bench twisted -name __pycache__ -type d -prune -exec rm -rf {} +

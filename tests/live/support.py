@@ -1,0 +1,289 @@
+"""What the live tests share: the remote host, an rda in a process of its own, and the docker client."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import queue
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
+
+from tests.live.host import RemoteHost, wait_until
+from tests.live.rootfs import Unsupported
+
+#: Seconds that a docker command may take before the test gives it up as hung.
+COMMAND_SECONDS = 120.0
+
+#: Seconds from the start of rda until it says how to reach it.
+READY_SECONDS = 20.0
+
+MEBIBYTE = 1 << 20
+
+
+@functools.cache
+def _host_or_reason() -> RemoteHost | str:
+    host = RemoteHost()
+    try:
+        host.up()
+    except Unsupported as reason:
+        return str(reason)
+    return host
+
+
+def remote_host() -> RemoteHost:
+    """Return the throwaway remote host, made live; skip the calling test where there can be none."""
+    host = _host_or_reason()
+    if isinstance(host, str):
+        raise SkipTest(host)
+    return host
+
+
+@functools.cache
+def shared_rda() -> Rda:
+    """Return one rda for all tests of this process that need nothing special of it."""
+    rda = Rda(remote_host())
+    atexit.register(rda.stop)
+    rda.wait_ready()
+    return rda
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def is_open(port: int, address: str = "127.0.0.1") -> bool:
+    """Tell whether something accepts connections at a local port."""
+    try:
+        socket.create_connection((address, port), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def fetch(port: int, path: str = "", timeout: float = 10) -> str:
+    """Fetch a page from 127.0.0.1; one attempt."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=timeout) as answer:
+        return answer.read().decode()
+
+
+class Rda:
+    """An rda in a process of its own, started as a user starts it.
+
+    :param host: where the daemon is.
+    :param options: command line options by name, replacing the usual ones; None leaves one out.
+    """
+
+    def __init__(self, host: RemoteHost, **options: str | None) -> None:
+        self.host = host
+        self.port = free_port()
+        self.state = Path(tempfile.mkdtemp(prefix="rda-live-"))
+        usual: dict[str, str | None] = {
+            "remote": f"{host.user}@{host.address}:22",
+            "identity": str(host.key),
+            "known_hosts": str(host.known_hosts),
+            "ssh_config": "none",
+            "listen": f"tcp:{self.port}:interface=127.0.0.1",
+            "state_dir": str(self.state),
+        }
+        chosen = {k: v for k, v in {**usual, **options}.items() if v is not None}
+        words = [word for k, v in chosen.items() for word in (f"--{k.replace('_', '-')}", v)]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("DOCKER_", "SSH_AUTH_"))}
+        twistd = [sys.executable, "-m", "twisted", "rda"]
+        with suppress(FileNotFoundError):
+            twistd = [str(Path(sys.executable).with_name("twistd").resolve(strict=True)), "-n", "--pidfile=", "rda"]
+        self.process = subprocess.Popen(
+            [*twistd, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            # Not the project's directory: the installed plugin is what is tested.
+            cwd=self.state,
+        )
+        self.lines: list[str] = []
+        self._news: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+            self._news.put(line)
+        self._news.put(None)
+
+    @property
+    def output(self) -> str:
+        """All that rda has printed."""
+        return "".join(self.lines)
+
+    def wait_line(self, pattern: str, seconds: float = READY_SECONDS) -> str:
+        """Return the next line of rda's output that matches; AssertionError when it ends or time is up first."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                line = self._news.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                line = None
+            if line is None:
+                raise AssertionError(f"rda did not print {pattern!r} within {seconds:g} s:\n{self.output}")
+            if re.search(pattern, line):
+                return line
+
+    def wait_ready(self) -> None:
+        """Return when rda has said how to reach it."""
+        self.wait_line("DOCKER_HOST=")
+
+    def stop(self) -> int:
+        """End rda as its supervisor would; return its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                raise AssertionError(f"rda did not end within 20 s of SIGTERM:\n{self.output}") from None
+        self.process.wait()
+        shutil.rmtree(self.state, ignore_errors=True)
+        return self.process.returncode
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of a docker client that uses this rda."""
+        ours = {"DOCKER_HOST": f"tcp://127.0.0.1:{self.port}", "DOCKER_CONFIG": str(self.host.docker_config)}
+        return {k: v for k, v in os.environ.items() if k != "DOCKER_CONTEXT"} | ours
+
+    def docker_command(self, *words: str) -> list[str]:
+        """Return the command line of a docker client; run it with :attr:`environment`."""
+        return [self.host.docker_cli, *words]
+
+    def docker(self, *words: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess:
+        """Run a docker command through rda; a failed one raises AssertionError with what it said."""
+        options = {"capture_output": True, "timeout": COMMAND_SECONDS, "env": self.environment, **options}
+        done = subprocess.run(self.docker_command(*words), **options)
+        if check and done.returncode != 0:
+            raise AssertionError(
+                f"docker {' '.join(words)} ended with {done.returncode}: {done.stderr!r}\n{self.output}"
+            )
+        return done
+
+    @contextmanager
+    def running(self, *words: str, **options: Any) -> Iterator[subprocess.Popen]:
+        """Keep a docker command running through rda for the length of a block."""
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": self.environment, **options}
+        with subprocess.Popen(self.docker_command(*words), **options) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    def listening(self) -> set[tuple[str, int]]:
+        """Return the (address, port) pairs that rda's process listens on, its Docker endpoint left out."""
+        mine = set()
+        for descriptor in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            with suppress(OSError):
+                mine.add(os.readlink(descriptor))
+        found = set()
+        for family, table in ((socket.AF_INET, "tcp"), (socket.AF_INET6, "tcp6")):
+            for line in Path(f"/proc/{self.process.pid}/net/{table}").read_text().splitlines()[1:]:
+                fields = line.split()
+                address, _, port = fields[1].partition(":")
+                if fields[3] == "0A" and f"socket:[{fields[9]}]" in mine:
+                    found.add((_address(family, address), int(port, 16)))
+        return {pair for pair in found if pair[1] != self.port}
+
+    def ports(self) -> set[int]:
+        """Return the ports that rda's process listens on, whatever the address, its Docker endpoint left out."""
+        return {port for _, port in self.listening()}
+
+    def reset_peak(self) -> None:
+        """Forget the highest memory use so far."""
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+
+    def memory(self, key: str = "VmRSS") -> int:
+        """Return bytes of memory: ``VmRSS`` as it is now, ``VmHWM`` the highest since :meth:`reset_peak`."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        matched = re.search(rf"^{key}:\s+(\d+) kB$", status, re.MULTILINE)
+        assert matched is not None
+        return int(matched.group(1)) * 1024
+
+
+def _address(family: socket.AddressFamily, text: str) -> str:
+    """An address of /proc/net/tcp: 32-bit words in the machine's byte order."""
+    words = [int(text[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(text), 8)]
+    return socket.inet_ntop(family, b"".join(words))
+
+
+class LiveTestCase(SynchronousTestCase):
+    """A test against the remote host, with an rda that the tests share. Containers that it leaves are removed."""
+
+    timeout = 300
+
+    def setUp(self) -> None:
+        self.host = remote_host()
+        self.rda = shared_rda()
+        self.addCleanup(self._remove_containers)
+
+    def _remove_containers(self) -> None:
+        left = self.host.docker("ps", "-aq").stdout.decode().split()
+        if left:
+            self.host.docker("rm", "-f", *left)
+        wait_until(lambda: not self.rda.ports(), "rda closes the ports of removed containers", 10)
+
+    def own_rda(self, **options: str | None) -> Rda:
+        """Start an rda for this test alone."""
+        rda = Rda(self.host, **options)
+        self.addCleanup(rda.stop)
+        return rda
+
+    def directory(self) -> Path:
+        """Return an empty local directory."""
+        path = Path(self.mktemp()).absolute()
+        path.mkdir(parents=True)
+        return path
+
+    def both(self, *words: str, **options: Any) -> tuple[subprocess.CompletedProcess, subprocess.CompletedProcess]:
+        """Run a docker command on the daemon's own socket, then through rda."""
+        direct = self.host.docker(*words, check=False, timeout=COMMAND_SECONDS, **options)
+        return direct, self.rda.docker(*words, check=False, **options)
+
+    def assert_same(self, *words: str, **options: Any) -> subprocess.CompletedProcess:
+        """Check that a docker command does the same through rda; return what it did."""
+        direct, through = self.both(*words, **options)
+        self.assertEqual(
+            (direct.returncode, direct.stdout, direct.stderr), (through.returncode, through.stdout, through.stderr)
+        )
+        return through
+
+    def eventually(self, holds: Callable[[], object], what: str, seconds: float) -> None:
+        """Fail unless ``holds()`` becomes true within ``seconds``; whatever it raises counts as not yet."""
+
+        def quietly() -> object:
+            try:
+                return holds()
+            except (OSError, AssertionError):
+                return False
+
+        try:
+            wait_until(quietly, what, seconds)
+        except TimeoutError as e:
+            self.fail(f"{e}\n{self.rda.output}")
