@@ -1,0 +1,196 @@
+"""Assembly: wires one link, one proxy, its forwards and its mirrors per context, and starts and stops them in order."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twisted.application.service import MultiService, Service
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IAddress, IListeningPort
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from rda.api import DaemonAPI
+from rda.config import Config, Context
+from rda.containers import Containers
+from rda.docker.binds import Rules
+from rda.forwards import Forwards
+from rda.proxy.pages import Pages
+from rda.proxy.server import DockerSite
+from rda.reconciler import Reconciler
+from rda.ssh.link import Link
+from rda.status import ContextStatus, LinkStatus
+from rda.sync.mirrors import Mirrors
+
+__all__ = ["Agent"]
+
+#: Seconds that running streams get to finish when rda is told to stop.
+DRAIN_SECONDS = 5.0
+
+
+class Agent(MultiService):
+    """All contexts of one process.
+
+    :param say: prints one line to the person who started it.
+    """
+
+    def __init__(self, reactor: Any, config: Config, say: Callable[[str], object]) -> None:
+        super().__init__()
+        self.setName("rda")
+        self._config = config
+        self._contexts = [
+            ContextAgent(reactor, context, Path(config.state_dir), say, self) for context in config.contexts
+        ]
+        for context in self._contexts:
+            context.setServiceParent(self)
+
+    def startService(self) -> None:
+        """Make the state directory, allow as many descriptors as the system does, and start every context."""
+        _private_directory(Path(self._config.state_dir))
+        _raise_descriptor_limit()
+        super().startService()
+
+    def status(self) -> tuple[ContextStatus, ...]:
+        """What every context is doing."""
+        return tuple(context.status() for context in self._contexts)
+
+
+class ContextAgent(Service):
+    """One context: everything between its listeners and its remote daemon."""
+
+    _log = Logger()
+
+    def __init__(
+        self, reactor: Any, context: Context, state_dir: Path, say: Callable[[str], object], agent: Agent
+    ) -> None:
+        self.setName(context.name)
+        self._reactor = reactor
+        self._context = context
+        self._state_dir = state_dir / context.name
+        self._say = say
+        self._agent = agent
+        self._ports: list[IListeningPort] = []
+        self._started = False
+
+    def startService(self) -> None:
+        """Wire the parts together, then open the listeners and the link at the same time."""
+        super().startService()
+        context, reactor = self._context, self._reactor
+        _private_directory(self._state_dir)
+        owner = _owner(self._state_dir)
+        self._link = link = Link(reactor, context.remote, context.docker)
+        self._api = api = DaemonAPI(reactor, link.docker())
+        self._forwards = forwards = Forwards(link, reactor, publish_address=context.publish_address)
+        self._mirrors = mirrors = Mirrors(link, reactor, self._state_dir, owner, context.sync_root)
+        self._reconciler = reconciler = Reconciler(reactor, api, forwards, mirrors, owner)
+        rules = Rules.of((rule.pattern, rule.where) for rule in context.rules)
+        containers = Containers(api, forwards, mirrors, reconciler, owner, rules)
+        self._site = DockerSite(link.docker(), containers, reactor, own=Pages(self._agent.status))
+        link.add_observer(self._link_changed)
+        self._was_connected = False
+        reconciler.startService()
+        mirrors.startService()
+        link.startService()
+        self._listen()
+
+    def _listen(self) -> None:
+        opening = [
+            serverFromString(self._reactor, description).listen(self._site) for description in self._context.listen
+        ]
+        for description, listening in zip(self._context.listen, opening, strict=True):
+            listening.addCallbacks(self._listening, self._cannot_listen, errbackArgs=(description,))
+
+    def _listening(self, port: IListeningPort) -> None:
+        self._ports.append(port)
+        self._say(f"rda: context {self._context.name}: {self._context.remote.target} is at")
+        self._say(f"    export DOCKER_HOST={docker_host(port.getHost())}")
+
+    def _cannot_listen(self, failure: Failure, description: str) -> None:
+        """Nobody can use a context that does not listen: stop, and say why."""
+        self._say(
+            f"rda: cannot listen on {description}: {failure.getErrorMessage()} "
+            "Stop what uses it (another rda?), or choose another endpoint with --listen."
+        )
+        self._reactor.stop()
+
+    def _link_changed(self, status: LinkStatus) -> None:
+        connected = status.state == "connected"
+        if connected and not self._was_connected:
+            self._reconciler.link_up()
+            self._mirrors.reconnected()
+        elif not connected and self._was_connected:
+            self._reconciler.link_down()
+        self._was_connected = connected
+
+    async def _stop(self) -> None:
+        """Close from the outside in: no new calls, running ones drained, then ports, mirrors and the link."""
+        await gatherResults([Deferred.fromCoroutine(_close(port)) for port in self._ports], consumeErrors=True)
+        await self._site.drain(DRAIN_SECONDS)
+        self._reconciler.stopService()
+        await self._forwards.stop()
+        await self._mirrors.stopService()
+        await self._api.close()
+        await self._link.stopService()
+
+    def stopService(self) -> Deferred[None]:
+        """Close everything; fires when it is closed."""
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+    def status(self) -> ContextStatus:
+        """What this context is doing."""
+        return ContextStatus(
+            name=self._context.name,
+            listeners=tuple(docker_host(port.getHost()) for port in self._ports),
+            link=self._link.status(),
+            forwards=self._forwards.status(),
+            mirrors=self._mirrors.status(),
+            problems=self._reconciler.problems(),
+        )
+
+
+async def _close(port: IListeningPort) -> None:
+    await port.stopListening()
+
+
+def docker_host(address: IAddress | Any) -> str:
+    """What DOCKER_HOST has to be for a client to reach a listener."""
+    if hasattr(address, "port"):
+        host = "localhost" if address.host in ("127.0.0.1", "::1") else address.host
+        return f"tcp://[{host}]:{address.port}" if ":" in host else f"tcp://{host}:{address.port}"
+    name = address.name
+    return "unix://" + (name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else str(name))
+
+
+def _private_directory(path: Path) -> None:
+    """Make a directory that only its owner can enter."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.chmod(0o700)
+
+
+def _owner(state_dir: Path) -> str:
+    """The identity of this installation's context: made once, then read."""
+    path = state_dir / "owner"
+    try:
+        owner = path.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        owner = secrets.token_hex(16)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(owner + "\n")
+    if not re.fullmatch("[0-9a-f]{32}", owner):
+        raise SystemExit(f"rda: {path} is damaged; restore it, or remove it to begin with a new identity")
+    return owner
+
+
+def _raise_descriptor_limit() -> None:
+    """Two descriptors per stream: take what the system allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

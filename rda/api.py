@@ -1,0 +1,225 @@
+"""rda's own calls of the remote daemon's API, with treq over the link.
+
+Clients' calls never pass here: they are relayed (:mod:`rda.proxy`). These are the few that rda makes to learn the
+truth: inspect, list, events. Source: https://docs.docker.com/reference/api/engine/.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+from urllib.parse import quote
+
+from treq.client import HTTPClient
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectError, ConnectionClosed
+from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from twisted.web.client import URI, Agent, HTTPConnectionPool, PartialDownloadError, ResponseFailed
+from twisted.web.iweb import IAgentEndpointFactory, IResponse
+from zope.interface import implementer
+
+from rda.errors import DaemonError, DaemonUnreachable, RdaError
+
+__all__ = ["DaemonAPI"]
+
+#: Seconds until one of these calls is given up. They are small; a daemon that needs longer is in trouble.
+TIMEOUT = 30.0
+
+#: The largest answer read, bytes: a list of many thousand containers.
+MAX_ANSWER = 64 * 1024 * 1024
+
+#: The largest single event, bytes.
+MAX_EVENT = 1024 * 1024
+
+#: Connections kept for later calls.
+KEPT_CONNECTIONS = 2
+
+
+@implementer(IAgentEndpointFactory)
+class _OneEndpoint:
+    """Every URI of this client leads to the same place: the daemon's socket."""
+
+    def __init__(self, endpoint: IStreamClientEndpoint) -> None:
+        self._endpoint = endpoint
+
+    def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
+        return self._endpoint
+
+
+class DaemonAPI:
+    """The calls that rda makes for itself.
+
+    Every method fails with :class:`~rda.errors.DaemonError` when the daemon answers with an error status, with
+    :class:`~rda.errors.DaemonUnreachable` when it does not answer properly or in :data:`TIMEOUT`, and with the link's
+    own errors when there is no link.
+
+    :param endpoint: leads to the daemon's API socket.
+    """
+
+    def __init__(self, reactor: IReactorTime, endpoint: IStreamClientEndpoint) -> None:
+        self._reactor = reactor
+        self._pool = HTTPConnectionPool(reactor, persistent=True)
+        self._pool.maxPersistentPerHost = KEPT_CONNECTIONS
+        self._client = HTTPClient(Agent.usingEndpointFactory(reactor, _OneEndpoint(endpoint), self._pool))
+
+    def close(self) -> Deferred[None]:
+        """Close the connections kept for later calls."""
+        return self._pool.closeCachedConnections()
+
+    async def inspect_container(self, reference: str) -> dict[str, Any] | None:
+        """Return a container's description by any spelling of its id or name; None when there is none."""
+        return await self._get_or_none(f"/containers/{_segment(reference)}/json")
+
+    async def inspect_exec(self, reference: str) -> dict[str, Any] | None:
+        """Return the description of an exec instance; None when there is none."""
+        return await self._get_or_none(f"/exec/{_segment(reference)}/json")
+
+    async def inspect_image(self, reference: str) -> dict[str, Any] | None:
+        """Return an image's description; None when there is none."""
+        return await self._get_or_none(f"/images/{_segment(reference)}/json")
+
+    async def list_containers(self, labels: Sequence[str]) -> list[dict[str, Any]]:
+        """Return all containers, running or not, that carry every one of these labels (``name`` or ``name=value``)."""
+        filters = json.dumps({"label": list(labels)})
+        return cast("list[dict[str, Any]]", await self._get("/containers/json", {"all": "1", "filters": filters}))
+
+    def follow_events(
+        self, filters: Mapping[str, Sequence[str]], since: float | None, seen: Callable[[dict[str, Any]], None]
+    ) -> Deferred[None]:
+        """Call ``seen`` with each event as it happens.
+
+        :param since: the daemon's own clock, seconds since the epoch, to begin at; None means now.
+        :returns: fires or fails when the stream ends, which it only does when the daemon or the link goes.
+            Cancelling it ends the stream.
+        """
+        params = {"filters": json.dumps({key: list(values) for key, values in filters.items()})}
+        if since is not None:
+            params["since"] = f"{since:.9f}"
+        return Deferred.fromCoroutine(self._follow(params, seen))
+
+    async def _follow(self, params: dict[str, str], seen: Callable[[dict[str, Any]], None]) -> None:
+        response = await self._request("/events", params)
+        if response.code != 200:
+            raise await self._error(response)
+        reader = _EventReader(seen)
+        response.deliverBody(reader)
+        await reader.ended
+
+    async def _get_or_none(self, path: str) -> dict[str, Any] | None:
+        try:
+            return cast("dict[str, Any]", await self._get(path, {}))
+        except DaemonError as e:
+            if e.status == 404:
+                return None
+            raise
+
+    async def _get(self, path: str, params: dict[str, str]) -> object:
+        call = Deferred.fromCoroutine(self._get_whole(path, params))
+        call.addTimeout(TIMEOUT, self._reactor, onTimeoutCancel=_timed_out(path))
+        return await call
+
+    async def _get_whole(self, path: str, params: dict[str, str]) -> object:
+        response = await self._request(path, params)
+        if response.code != 200:
+            raise await self._error(response)
+        body = await self._body(response)
+        try:
+            return json.loads(body)
+        except ValueError:
+            raise DaemonUnreachable(f"the Docker daemon answered {path} with something that is not JSON") from None
+
+    async def _request(self, path: str, params: dict[str, str]) -> IResponse:
+        try:
+            # The host part is only for the Host header: the endpoint is fixed.
+            return cast("IResponse", await self._client.get(f"http://docker{path}", params=params, unbuffered=True))
+        except RdaError:
+            raise
+        except (ConnectionClosed, ConnectError, ResponseFailed) as e:
+            raise DaemonUnreachable(f"the Docker daemon did not answer {path}: {_reason(e)}") from e
+
+    async def _error(self, response: IResponse) -> DaemonError:
+        body = await self._body(response)
+        try:
+            message = str(json.loads(body)["message"])
+        except (ValueError, KeyError, TypeError):
+            message = f"status {response.code}"
+        return DaemonError(response.code, message)
+
+    async def _body(self, response: IResponse) -> bytes:
+        reader = _BodyReader()
+        response.deliverBody(reader)
+        try:
+            return await reader.ended
+        except (ConnectionClosed, ResponseFailed, PartialDownloadError) as e:
+            raise DaemonUnreachable(f"the Docker daemon stopped in the middle of an answer: {_reason(e)}") from e
+
+
+def _segment(reference: str) -> str:
+    return quote(reference, safe=":@/", errors="surrogateescape")
+
+
+def _reason(error: Exception) -> str:
+    """The innermost words of an error that Twisted wraps in lists of failures."""
+    reasons = getattr(error, "reasons", None)
+    if reasons:
+        return _reason(reasons[-1].value)
+    return str(error)
+
+
+def _timed_out(path: str) -> Callable[[object, float], object]:
+    def on_cancel(result: object, timeout: float) -> object:
+        if isinstance(result, Failure) and result.check(CancelledError):
+            raise DaemonUnreachable(f"the Docker daemon did not answer {path} within {timeout:.0f} s")
+        return result
+
+    return on_cancel
+
+
+class _BodyReader(Protocol):
+    """Collects one answer, up to :data:`MAX_ANSWER`."""
+
+    def __init__(self) -> None:
+        self.ended: Deferred[bytes] = Deferred()
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def dataReceived(self, data: bytes) -> None:
+        self._size += len(data)
+        if self._size <= MAX_ANSWER:
+            self._parts.append(data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._size > MAX_ANSWER:
+            self.ended.errback(DaemonUnreachable(f"the Docker daemon's answer is over {MAX_ANSWER} bytes"))
+        elif reason.check(PartialDownloadError, ResponseFailed):
+            self.ended.errback(reason)
+        else:
+            self.ended.callback(b"".join(self._parts))
+
+
+class _EventReader(Protocol):
+    """Splits the stream of events: the daemon ends each JSON document with a newline."""
+
+    def __init__(self, seen: Callable[[dict[str, Any]], None]) -> None:
+        self.ended: Deferred[None] = Deferred(self._cancel)
+        self._seen = seen
+        self._rest = b""
+
+    def _cancel(self, _: Deferred[None]) -> None:
+        if self.transport is not None:
+            self.transport.loseConnection()
+
+    def dataReceived(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            if line.strip():
+                self._seen(json.loads(line))
+        if len(self._rest) > MAX_EVENT and self.transport is not None:
+            self.transport.loseConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if not self.ended.called:
+            self.ended.callback(None)

@@ -1,0 +1,281 @@
+"""Keeps forwards and mirrors equal to what the remote daemon says about this context's containers.
+
+The daemon is the truth: an event only ever means "look again at this container", and a new link or a new event stream
+means "look at all of them". What a look finds is applied to the forwards (open while the container runs) and to the
+mirrors (live while the container exists).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.application.internet import backoffPolicy
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, gatherResults
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from rda.api import DaemonAPI
+from rda.docker import ports, rewrite
+from rda.errors import RdaError
+from rda.forwards import Forwards
+from rda.status import Problem
+from rda.sync.mirrors import Mirrors
+
+__all__ = ["Owned", "Reconciler"]
+
+#: Containers inspected at the same time when all of them are looked at.
+LOOKS_AT_ONCE = 8
+
+#: Image answers remembered (they are immutable: an id names one content).
+REMEMBERED_IMAGES = 256
+
+#: Container events after which ports, mounts or names may be different.
+_CONTAINER_EVENTS = ("create", "start", "die", "destroy", "restart", "rename", "update", "pause", "unpause")
+
+#: Network events after which the daemon may have moved a container's ports.
+_NETWORK_EVENTS = ("connect", "disconnect")
+
+
+@dataclass(frozen=True)
+class Owned:
+    """A container that this context made, as last seen.
+
+    :ivar request: what the user asked for, from the container's label.
+    """
+
+    id: str
+    name: str
+    running: bool
+    request: rewrite.Request
+
+
+class Reconciler(Service):
+    """Follows the daemon and applies what it says.
+
+    :param owner: the identity that this context writes into the labels of its containers.
+    """
+
+    _log = Logger()
+
+    def __init__(self, clock: IReactorTime, api: DaemonAPI, forwards: Forwards, mirrors: Mirrors, owner: str) -> None:
+        self._clock = clock
+        self._api = api
+        self._forwards = forwards
+        self._mirrors = mirrors
+        self._owner = owner
+        self._owned: dict[str, Owned] = {}
+        self._starting: dict[str, int] = {}
+        self._looks: dict[str, Deferred[None]] = {}
+        self._look_again: set[str] = set()
+        self._images: dict[str, dict[str, Any] | None] = {}
+        self._problems: dict[str, Problem] = {}
+        self._stream: Deferred[None] | None = None
+        self._retry: IDelayedCall | None = None
+        self._failures = 0
+        self._delay = backoffPolicy(initialDelay=0.2, maxDelay=15.0)
+
+    def stopService(self) -> None:
+        """Stop following. What is open stays open: closing is the forwards' own."""
+        super().stopService()
+        self.link_down()
+
+    # The stream of events.
+
+    def link_up(self) -> None:
+        """Follow the daemon over the link that has just come up."""
+        self._failures = 0
+        if self.running and self._stream is None:
+            self._follow()
+
+    def link_down(self) -> None:
+        """Stop following; what is known stays, to be checked when the link is back."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.cancel()
+
+    def _follow(self) -> None:
+        """Open the stream first and list second, so that nothing falls between the two."""
+        self._retry = None
+        filters = {"type": ["container", "network"], "event": [*_CONTAINER_EVENTS, *_NETWORK_EVENTS]}
+        stream = self._api.follow_events(filters, None, self._seen)
+        self._stream = stream
+        stream.addBoth(self._stream_ended, stream)
+        Deferred.fromCoroutine(self.look_at_all()).addErrback(self._complain, "the containers of the remote daemon")
+
+    def _stream_ended(self, result: object, stream: Deferred[None]) -> None:
+        """The daemon went away, or never answered: try again, unless the link went with it."""
+        if isinstance(result, Failure) and not result.check(RdaError, CancelledError):
+            self._log.failure("The stream of events broke", result)
+        if self._stream is not stream or not self.running:
+            return
+        self._stream = None
+        self._failures += 1
+        self._retry = self._clock.callLater(self._delay(self._failures), self._follow)
+
+    def _seen(self, event: dict[str, Any]) -> None:
+        self._failures = 0
+        actor = event.get("Actor") or {}
+        attributes = actor.get("Attributes") or {}
+        if event.get("Type") == "network":
+            container = attributes.get("container", "")
+            if container in self._owned:
+                self._look_in_background(container)
+        elif attributes.get(rewrite.OWNER_LABEL) == self._owner or actor.get("ID") in self._owned:
+            self._look_in_background(str(actor.get("ID", "")))
+
+    def _look_in_background(self, container: str) -> None:
+        self.look(container).addErrback(self._complain, container)
+
+    def _complain(self, failure: Failure, subject: str) -> None:
+        """A look that fails is made again by the next event or link; a defect is logged."""
+        if failure.check(RdaError):
+            self._log.info("Could not look at {subject}: {reason}", subject=subject, reason=failure.getErrorMessage())
+        else:
+            self._log.failure("Looking at {subject} failed", failure, subject=subject)
+
+    # Looking.
+
+    async def look_at_all(self) -> None:
+        """Look at every container of this context, and forget those that are gone."""
+        listed = await self._api.list_containers([f"{rewrite.OWNER_LABEL}={self._owner}"])
+        found = {str(item["Id"]) for item in listed}
+        at_once = DeferredSemaphore(LOOKS_AT_ONCE)
+        looks = [at_once.run(self.look, container) for container in found | self._owned.keys()]
+        for look, container in zip(looks, found | self._owned.keys(), strict=True):
+            look.addErrback(self._complain, container)
+        await gatherResults(looks)
+
+    def look(self, container: str) -> Deferred[None]:
+        """Inspect one container and apply what is found; fires when that is done.
+
+        Looks at one container never overlap: a look asked for during another one is made after it.
+
+        :param container: the full id.
+        """
+        running = self._looks.get(container)
+        if running is not None:
+            self._look_again.add(container)
+            return _after(running)
+        look = Deferred.fromCoroutine(self._look_until_still(container))
+        self._looks[container] = look
+        look.addBoth(self._looked, container)
+        return _after(look)
+
+    def _looked(self, result: object, container: str) -> object:
+        self._looks.pop(container, None)
+        return result
+
+    async def _look_until_still(self, container: str) -> None:
+        while True:
+            self._look_again.discard(container)
+            await self._look_once(container)
+            if container not in self._look_again:
+                return
+
+    async def _look_once(self, container: str) -> None:
+        description = await self._api.inspect_container(container)
+        if container in self._starting:
+            return  # the start that is under way applies what it finds itself, at its end
+        await self.apply(container, description)
+
+    async def apply(self, container: str, description: dict[str, Any] | None) -> None:
+        """Make forwards and mirrors what this description of the container asks for.
+
+        :param description: the daemon's answer to inspect, or None: the container is gone.
+        """
+        owned = await self.owned(description) if description is not None else None
+        if owned is None or description is None:
+            await self._forget(container)
+            return
+        self._owned[container] = owned
+        await self._hold_mirrors(owned)
+        if not owned.running:
+            await self._forwards.release(container)
+            return
+        try:
+            await self._forwards.reserve(container, owned.name, owned.request.ports)
+        except RdaError as e:
+            self._problems[container] = Problem(owned.name, str(e), self._clock.seconds())
+            return
+        self._problems.pop(container, None)
+        await self._forwards.attach(container, ports.published(description))
+
+    async def _hold_mirrors(self, owned: Owned) -> None:
+        """Adopt the mirrors of a container that was made before this process started."""
+        try:
+            await self._mirrors.hold(owned.id, owned.request.sources)
+        except RdaError as e:
+            self._problems[owned.id] = Problem(owned.name, str(e), self._clock.seconds())
+
+    async def _forget(self, container: str) -> None:
+        self._owned.pop(container, None)
+        self._problems.pop(container, None)
+        await self._forwards.release(container)
+        await self._mirrors.release(container)
+
+    async def owned(self, description: dict[str, Any]) -> Owned | None:
+        """Return a container as ours, or None when this context did not make it.
+
+        A label alone does not count: ``docker commit`` copies labels into an image, and from there into containers.
+        """
+        if not rewrite.claims(description, self._owner):
+            return None
+        image = await self._image(str(description.get("Image", "")))
+        if not rewrite.owns(description, image, self._owner):
+            return None
+        return Owned(
+            id=str(description["Id"]),
+            name=str(description.get("Name", "")).lstrip("/"),
+            running=bool((description.get("State") or {}).get("Running")),
+            request=rewrite.request_of(description),
+        )
+
+    async def _image(self, image: str) -> dict[str, Any] | None:
+        if image not in self._images:
+            if len(self._images) >= REMEMBERED_IMAGES:
+                self._images.pop(next(iter(self._images)))
+            self._images[image] = await self._api.inspect_image(image)
+        return self._images[image]
+
+    # What the calls of clients need.
+
+    def start_begins(self, container: str) -> None:
+        """Leave a container's forwards to the start that is under way, until :meth:`start_ends`."""
+        self._starting[container] = self._starting.get(container, 0) + 1
+
+    def start_ends(self, container: str) -> Deferred[None]:
+        """Look at the container as its start left it."""
+        self._starting[container] -= 1
+        if not self._starting[container]:
+            del self._starting[container]
+        return self.look(container)
+
+    def known(self, container: str) -> Owned | None:
+        """A container of ours by its full id, as last seen."""
+        return self._owned.get(container)
+
+    def problems(self) -> tuple[Problem, ...]:
+        """What could not be applied."""
+        return tuple(self._problems.values())
+
+
+def _after(look: Deferred[None]) -> Deferred[None]:
+    """A Deferred of one's own that fires as ``look`` does; cancelling it does not cancel the look."""
+    mine: Deferred[None] = Deferred()
+
+    def pass_on(result: Failure | None) -> Failure | None:
+        if not mine.called:
+            if isinstance(result, Failure):
+                mine.errback(result)
+                return None
+            mine.callback(None)
+        return result
+
+    look.addBoth(pass_on)
+    return mine
