@@ -1,0 +1,110 @@
+"""Configuration: what is read, and how everything that is wrong is reported at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from rda.config import Config, Outside, Rule, load
+from rda.errors import ConfigError
+
+OUTSIDE = Outside(
+    state_dir="/state",
+    expand=lambda path: path.replace("~", "/home/me"),
+    endpoint_problem=lambda text: None if text.startswith(("tcp:", "unix:")) else "not an endpoint",
+    file_problem=lambda path: "No such file or directory" if "missing" in path else None,
+)
+
+
+def read(text: str | None = None, **options: Any) -> Config:
+    return load(text, options, OUTSIDE)
+
+
+class LoadTests(SynchronousTestCase):
+    def problems(self, text: str | None = None, **options: Any) -> tuple[str, ...]:
+        return self.assertRaises(ConfigError, read, text, **options).problems
+
+    def test_remote_is_enough(self) -> None:
+        """One option makes a context with the documented defaults."""
+        (context,) = read(remote="me@host").contexts
+        self.assertEqual(context.name, "default")
+        self.assertEqual(context.remote.target, "me@host")
+        self.assertEqual(context.listen, ("tcp:23750:interface=127.0.0.1",))
+        self.assertEqual(context.docker, "unix:///var/run/docker.sock")
+
+    def test_no_remote(self) -> None:
+        """Without a remote the message says how to give one."""
+        (problem,) = self.problems()
+        self.assertIn("remote: missing; say --remote user@host", problem)
+
+    def test_options_win(self) -> None:
+        """An option replaces the file's value of the same key."""
+        config = read('remote = "a"\ndocker = "unix:///a.sock"', docker="tcp://127.0.0.1:2375")
+        self.assertEqual(config.contexts[0].remote.target, "a")
+        self.assertEqual(config.contexts[0].docker, "tcp://127.0.0.1:2375")
+
+    def test_every_problem_is_named(self) -> None:
+        """All problems come in one error, each with its key."""
+        problems = self.problems(
+            """
+            remote = "-oProxyCommand=x"
+            listen = ["http"]
+            identity = "~/missing"
+            docker = "http://x"
+            sync_root = "/"
+            host_key = "MD5:aa"
+            accept_new = "yes"
+            colour = 1
+            """
+        )
+        keys = sorted(problem.split(":")[0] for problem in problems)
+        expected = ["accept_new", "colour", "docker", "host_key", "identity", "listen", "remote", "sync_root"]
+        self.assertEqual(keys, expected)
+        self.assertIn("identity: /home/me/missing: No such file or directory", problems)
+
+    def test_not_toml(self) -> None:
+        """A file that is not TOML is one problem that says where."""
+        (problem, *_) = self.problems("docker = ?\n", remote="a")
+        self.assertIn("the file is not TOML", problem)
+        self.assertIn("line 1", problem)
+
+    def test_contexts_share_the_top_level(self) -> None:
+        """A named context takes what it leaves out from the top level, but not its remote and its endpoint."""
+        config = read(
+            """
+            remote = "a"
+            sync_root = "elsewhere"
+            [context.gpu]
+            remote = "b"
+            listen = "tcp:1"
+            """
+        )
+        self.assertEqual([c.name for c in config.contexts], ["default", "gpu"])
+        self.assertEqual([c.remote.target for c in config.contexts], ["a", "b"])
+        self.assertEqual([c.sync_root for c in config.contexts], ["elsewhere", "elsewhere"])
+
+    def test_only_named_contexts(self) -> None:
+        """A file with named contexts needs no default one."""
+        config = read('[context.gpu]\nremote = "b"\nlisten = "tcp:1"')
+        self.assertEqual([c.name for c in config.contexts], ["gpu"])
+
+    def test_a_named_context_needs_an_endpoint(self) -> None:
+        """Two contexts cannot be told apart on one endpoint."""
+        self.assertIn("context.gpu.listen: missing", self.problems('[context.gpu]\nremote = "b"')[0])
+        problems = self.problems('remote="a"\nlisten="tcp:1"\n[context.gpu]\nremote = "b"\nlisten="tcp:1"')
+        self.assertIn("is context default's already", problems[0])
+
+    def test_bind_rules(self) -> None:
+        """Rules keep their order; a wrong one is named by its number."""
+        config = read(
+            'remote="a"\n[[bind]]\npath="/data"\nwhere="remote"\n[[bind]]\npath="/secret"\nwhere="refuse"',
+        )
+        self.assertEqual(config.contexts[0].rules, (Rule("/data", "remote"), Rule("/secret", "refuse")))
+        problems = self.problems('remote="a"\n[[bind]]\npath="/data"\nwhere="there"')
+        self.assertIn("bind[0].where", problems[0])
+
+    def test_state_dir(self) -> None:
+        """The state directory is expanded, and has a default."""
+        self.assertEqual(read(remote="a").state_dir, "/state")
+        self.assertEqual(read(remote="a", state_dir="~/x").state_dir, "/home/me/x")

@@ -1,0 +1,114 @@
+"""Imports go only downward, and the global reactor has one importer."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+ROOT = Path(__file__).parent.parent / "rda"
+
+#: From the top to the bottom. A module may import from its own layer's package and from the layers below it.
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("tap", "command"),
+    ("agent",),
+    ("containers",),
+    ("reconciler",),
+    ("api", "forwards", "udp", "sync", "proxy", "ssh"),
+    ("docker", "policy", "config", "status", "interfaces"),
+    ("errors",),
+    ("",),
+)
+
+#: Parts of one layer that must not know each other: they meet in agent, through rda.interfaces.
+STRANGERS = ("forwards", "sync", "proxy", "ssh", "api")
+
+#: Pure modules: nothing of twisted, no clock, file or thread.
+PURE = (
+    "errors.py",
+    "config.py",
+    "status.py",
+    "docker/*.py",
+    "proxy/wire.py",
+    "proxy/limits.py",
+    "sync/tree.py",
+    "sync/plan.py",
+    "ssh/known_hosts.py",
+)
+IMPURE_IMPORTS = {"twisted", "time", "threading", "socket", "subprocess", "os", "select", "watchdog", "treq"}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module that a file imports when it runs (not those for the type checker only)."""
+    for node in runtime_nodes(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def runtime_nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            continue
+        yield node
+        yield from runtime_nodes(node)
+
+
+def part(module: str) -> str:
+    """The first name below ``rda``: ``rda.proxy.wire`` -> ``proxy``."""
+    return module.removeprefix("rda").lstrip(".").split(".")[0]
+
+
+def layer(name: str) -> int:
+    return next(n for n, names in enumerate(LAYERS) if name in names)
+
+
+class LayeringTests(SynchronousTestCase):
+    def files(self) -> Iterator[tuple[Path, str]]:
+        for path in sorted(ROOT.rglob("*.py")):
+            relative = path.relative_to(ROOT).with_suffix("")
+            yield path, part("rda." + ".".join(relative.parts).removesuffix("__init__"))
+
+    def rda_imports(self, path: Path) -> set[str]:
+        parts = {part(name) for name in imported(path) if name.startswith("rda.")}
+        return {p for p in parts if any(p in names for names in LAYERS)}
+
+    def test_imports_go_downward(self) -> None:
+        """No module imports from a layer above its own."""
+        wrong = [
+            f"{path.relative_to(ROOT)} imports rda.{other}"
+            for path, own in self.files()
+            for other in self.rda_imports(path)
+            if layer(other) < layer(own)
+        ]
+        self.assertEqual(wrong, [])
+
+    def test_parts_do_not_know_each_other(self) -> None:
+        """Forwards, sync, proxy, api and ssh meet only through rda.interfaces."""
+        wrong = [
+            f"{path.relative_to(ROOT)} imports rda.{other}"
+            for path, own in self.files()
+            for other in self.rda_imports(path)
+            if own in STRANGERS and other in STRANGERS and own != other
+        ]
+        self.assertEqual(wrong, [])
+
+    def test_one_importer_of_the_global_reactor(self) -> None:
+        """Only tap.py imports twisted.internet.reactor; everything else is given one."""
+        importers = [path.name for path, _ in self.files() if "twisted.internet.reactor" in set(imported(path))]
+        self.assertEqual(importers, ["tap.py"])
+
+    def test_pure_modules_import_nothing_of_the_world(self) -> None:
+        """What is called pure in the architecture is."""
+        wrong = [
+            f"{path.relative_to(ROOT)} imports {name}"
+            for pattern in PURE
+            for path in ROOT.glob(pattern)
+            for name in imported(path)
+            if name.split(".")[0] in IMPURE_IMPORTS
+        ]
+        self.assertEqual(wrong, [])
