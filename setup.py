@@ -19,6 +19,8 @@ setup(
     long_description_content_type="text/x-rst",
     license="MIT",
     python_requires=">=3.11",
+    # The default, said: an editable install then puts this directory on sys.path, where twistd finds plugins.
+    package_dir={"": "."},
     packages=[*find_packages(include=["rda", "rda.*"]), "twisted.plugins"],
     package_data={"rda": ["py.typed"], "twisted.plugins": ["rda_plugin.py"]},
     install_requires=[
@@ -33,8 +35,6 @@ setup(
         "test": TEST,
         "dev": [*TEST, "ruff>=0.6", "mypy>=1.11", "mypy-zope>=1.0.5"],
     },
-    # An editable install through a finder would hide twisted/plugins from twistd, which looks for plugins on sys.path.
-    options={"editable_wheel": {"mode": "compat"}},
     entry_points={"console_scripts": ["rda = rda.command:main"]},
     classifiers=[
         "Development Status :: 4 - Beta",
