@@ -57,6 +57,7 @@ def remote_host() -> RemoteHost:
 def shared_rda() -> Rda:
     """Return one rda for all tests of this process that need nothing special of it."""
     rda = Rda(remote_host())
+    atexit.register(shutil.rmtree, rda.state, ignore_errors=True)
     atexit.register(rda.stop)
     rda.wait_ready()
     return rda
@@ -86,7 +87,7 @@ def fetch(port: int, path: str = "", timeout: float = 10) -> str:
 
 
 class Rda:
-    """An rda in a process of its own, started as a user starts it.
+    """An rda in a process of its own, started as a user starts it. Its state directory stays when it is stopped.
 
     :param host: where the daemon is.
     :param options: command line options by name, replacing the usual ones; None leaves one out.
@@ -95,7 +96,7 @@ class Rda:
     def __init__(self, host: RemoteHost, **options: str | None) -> None:
         self.host = host
         self.port = free_port()
-        self.state = Path(tempfile.mkdtemp(prefix="rda-live-"))
+        self.state = Path(options.get("state_dir") or tempfile.mkdtemp(prefix="rda-live-"))
         usual: dict[str, str | None] = {
             "remote": f"{host.user}@{host.address}:22",
             "identity": str(host.key),
@@ -107,9 +108,7 @@ class Rda:
         chosen = {k: v for k, v in {**usual, **options}.items() if v is not None}
         words = [word for k, v in chosen.items() for word in (f"--{k.replace('_', '-')}", v)]
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("DOCKER_", "SSH_AUTH_"))}
-        twistd = [sys.executable, "-m", "twisted", "rda"]
-        with suppress(FileNotFoundError):
-            twistd = [str(Path(sys.executable).with_name("twistd").resolve(strict=True)), "-n", "--pidfile=", "rda"]
+        twistd = [str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", "rda"]
         self.process = subprocess.Popen(
             [*twistd, *words],
             stdin=subprocess.DEVNULL,
@@ -118,11 +117,12 @@ class Rda:
             text=True,
             env=environment,
             # Not the project's directory: the installed plugin is what is tested.
-            cwd=self.state,
+            cwd="/",
         )
         self.lines: list[str] = []
         self._news: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -130,6 +130,12 @@ class Rda:
             self.lines.append(line)
             self._news.put(line)
         self._news.put(None)
+
+    def wait_end(self, seconds: float = READY_SECONDS) -> int:
+        """Return the exit code of an rda that ends by itself, when all its output is there too."""
+        code = self.process.wait(seconds)
+        self._reader.join(seconds)
+        return code
 
     @property
     def output(self) -> str:
@@ -162,9 +168,7 @@ class Rda:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 raise AssertionError(f"rda did not end within 20 s of SIGTERM:\n{self.output}") from None
-        self.process.wait()
-        shutil.rmtree(self.state, ignore_errors=True)
-        return self.process.returncode
+        return self.wait_end()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -178,7 +182,13 @@ class Rda:
 
     def docker(self, *words: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess:
         """Run a docker command through rda; a failed one raises AssertionError with what it said."""
-        options = {"capture_output": True, "timeout": COMMAND_SECONDS, "env": self.environment, **options}
+        usual = {
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "timeout": COMMAND_SECONDS,
+            "env": self.environment,
+        }
+        options = {**usual, **options}
         done = subprocess.run(self.docker_command(*words), **options)
         if check and done.returncode != 0:
             raise AssertionError(
@@ -236,8 +246,6 @@ def _address(family: socket.AddressFamily, text: str) -> str:
 class LiveTestCase(SynchronousTestCase):
     """A test against the remote host, with an rda that the tests share. Containers that it leaves are removed."""
 
-    timeout = 300
-
     def setUp(self) -> None:
         self.host = remote_host()
         self.rda = shared_rda()
@@ -252,6 +260,7 @@ class LiveTestCase(SynchronousTestCase):
     def own_rda(self, **options: str | None) -> Rda:
         """Start an rda for this test alone."""
         rda = Rda(self.host, **options)
+        self.addCleanup(shutil.rmtree, rda.state, ignore_errors=True)
         self.addCleanup(rda.stop)
         return rda
 

@@ -1,0 +1,150 @@
+"""Bind mounts: the local tree is there before the container's process starts, and follows what happens here."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+from tests.live.support import LiveTestCase, fetch, free_port
+
+#: Seconds from a local change until it must be seen in the container.
+SEEN_SECONDS = 1.0
+
+
+class Mount(LiveTestCase):
+    """``docker run -v``."""
+
+    def setUp(self):
+        super().setUp()
+        self.site = self.directory()
+        (self.site / "index.html").write_text("first\n")
+
+    def start(self, *options: str, source: object = None) -> None:
+        """Run an idle container named ``box`` that has the site at /www."""
+        mount = f"{source or self.site}:/www"
+        self.rda.docker("run", "-d", "--name", "box", "-v", mount, *options, "busybox", "sleep", "1000")
+
+    def inside(self, command: str) -> str:
+        """Return what a shell command prints in the container, run by the daemon itself."""
+        return self.host.docker("exec", "box", "sh", "-c", command, check=False).stdout.decode()
+
+    def test_served_with_its_port(self):
+        """The page of a web server container is the local file's text, at once, and follows an edit within a second."""
+        port = free_port()
+        server = ("busybox", "httpd", "-f", "-p", "80", "-h", "/www")
+        self.rda.docker("run", "-d", "-p", f"{port}:80", "-v", f"{self.site}:/www", *server)
+        self.assertEqual(fetch(port), "first\n")
+        (self.site / "index.html").write_text("second\n")
+        self.eventually(lambda: fetch(port) == "second\n", "the edit is served", SEEN_SECONDS)
+
+    def test_whole_before_the_process_starts(self):
+        """The container's process finds the tree complete: files, directories, links and permissions."""
+        for n in range(300):
+            directory = self.site / f"d{n % 10}"
+            directory.mkdir(exist_ok=True)
+            (directory / f"f{n}").write_text(str(n))
+        (self.site / "empty").mkdir()
+        (self.site / "run.sh").write_text("#!/bin/sh\necho ran\n")
+        (self.site / "run.sh").chmod(0o755)
+        (self.site / "link").symlink_to("run.sh")
+        (self.site / "name with spaces, ü and 'quotes'").write_text("odd")
+        script = "find /www -type f | wc -l; cat /www/d7/f297; ls -d /www/empty; /www/link; cat /www/name*"
+        done = self.rda.docker("run", "--rm", "-v", f"{self.site}:/www", "busybox", "sh", "-c", script)
+        self.assertEqual(done.stdout.decode(), "303\n297/www/empty\nran\nodd")
+
+    def test_large_file(self):
+        """A file of 50 MB arrives whole before the process starts."""
+        data = os.urandom(50 << 20)
+        (self.site / "large").write_bytes(data)
+        done = self.rda.docker(
+            "run", "--rm", "-i", "-v", f"{self.site}:/www", "busybox", "cmp", "/www/large", "-", input=data
+        )
+        self.assertEqual(done.stdout, b"")
+
+    def test_edits_arrive(self):
+        """New files and trees, renames, atomic replacements and deletions are seen within a second."""
+        (self.site / "old").write_text("old")
+        (self.site / "tree").mkdir()
+        (self.site / "tree/leaf").write_text("leaf")
+        self.start()
+        (self.site / "new").write_text("new")
+        self.eventually(lambda: self.inside("cat /www/new") == "new", "a new file", SEEN_SECONDS)
+        (self.site / "a/b").mkdir(parents=True)
+        (self.site / "a/b/c").write_text("c")
+        self.eventually(lambda: self.inside("cat /www/a/b/c") == "c", "a new tree", SEEN_SECONDS)
+        (self.site / "new").rename(self.site / "newer")
+        self.eventually(lambda: self.inside("cat /www/newer; ls /www/new") == "new", "a renamed file", SEEN_SECONDS)
+        (self.site / ".swap").write_text("replaced")
+        (self.site / ".swap").replace(self.site / "old")
+        self.eventually(lambda: self.inside("cat /www/old") == "replaced", "a replaced file", SEEN_SECONDS)
+        (self.site / "old").unlink()
+        self.eventually(lambda: self.inside("ls -A /www/old") == "", "a deleted file", SEEN_SECONDS)
+        shutil.rmtree(self.site / "tree")
+        self.eventually(lambda: self.inside("ls -d /www/tree") == "", "a deleted tree", SEEN_SECONDS)
+
+    def test_made_by_the_container(self):
+        """What the container makes is never deleted, whatever changes here."""
+        self.start()
+        self.inside("echo made > /www/made; mkdir /www/dir; echo made > /www/dir/made")
+        (self.site / "index.html").unlink()
+        (self.site / "other").write_text("other")
+        self.eventually(lambda: self.inside("cat /www/other") == "other", "the new file", SEEN_SECONDS)
+        self.eventually(lambda: self.inside("ls /www/index.html") == "", "the deleted file", SEEN_SECONDS)
+        self.assertEqual(self.inside("cat /www/made /www/dir/made"), "made\nmade\n")
+        self.rda.docker("restart", "-t", "0", "box")
+        self.assertEqual(self.inside("cat /www/made /www/dir/made"), "made\nmade\n")
+
+    def test_shown_as_asked_for(self):
+        """``inspect`` and ``ps`` show the local path."""
+        self.start()
+        document = json.loads(self.rda.docker("inspect", "box").stdout)[0]
+        self.assertEqual(document["HostConfig"]["Binds"], [f"{self.site}:/www"])
+        self.assertEqual(document["Mounts"][0]["Source"], str(self.site))
+        self.assertEqual(
+            self.rda.docker("ps", "--no-trunc", "--format", "{{.Mounts}}").stdout.decode().strip(), str(self.site)
+        )
+
+    def test_single_file(self):
+        """A file as source is mounted as a file."""
+        self.start(source=self.site / "index.html")
+        self.assertEqual(self.inside("cat /www"), "first\n")
+        (self.site / "index.html").write_text("second\n")
+        self.eventually(lambda: self.inside("cat /www") == "second\n", "an edit of the file", SEEN_SECONDS)
+
+    def test_mount_option(self):
+        """``--mount type=bind`` does as ``-v``, read-only included."""
+        mount = f"type=bind,source={self.site},target=/www,readonly"
+        script = "cat /www/index.html; touch /www/x 2>/dev/null || echo refused"
+        done = self.rda.docker("run", "--rm", "--mount", mount, "busybox", "sh", "-c", script)
+        self.assertEqual(done.stdout, b"first\nrefused\n")
+
+    def test_mount_option_without_source(self):
+        """``--mount`` of a directory that is not there fails with its name, as it does on a local daemon."""
+        missing = self.site / "nosuch"
+        mount = f"type=bind,source={missing},target=/www"
+        done = self.rda.docker("run", "--rm", "--mount", mount, "busybox", "true", check=False)
+        self.assertNotEqual(done.returncode, 0)
+        self.assertIn(str(missing), done.stderr.decode())
+
+    def test_created_source(self):
+        """``-v`` of a directory that is not there makes it here, as it does on a local daemon."""
+        missing = self.site / "made/by/docker"
+        self.start(source=missing)
+        self.assertTrue(missing.is_dir())
+
+    def test_volumes_are_left_alone(self):
+        """A named volume stays the daemon's."""
+        self.addCleanup(self.host.docker, "volume", "rm", "-f", "kept", check=False)
+        self.start(source="kept")
+        document = json.loads(self.rda.docker("inspect", "box").stdout)[0]
+        self.assertEqual(document["Mounts"][0]["Type"], "volume")
+
+    def test_same_source_twice(self):
+        """Two containers that mount the same tree see the same edits."""
+        self.start()
+        self.rda.docker("run", "-d", "--name", "second", "-v", f"{self.site}:/again:ro", "busybox", "sleep", "1000")
+        (self.site / "index.html").write_text("both\n")
+        self.eventually(lambda: self.inside("cat /www/index.html") == "both\n", "the edit in the first", SEEN_SECONDS)
+        second = self.host.docker("exec", "second", "cat", "/again/index.html").stdout
+        self.assertEqual(second, b"both\n")
