@@ -1,0 +1,495 @@
+"""A client's connection: twisted.web's server-side HTTP/1.1 parser, made to hand over each request at its head.
+
+This is the only module that uses private names of twisted.web; tests/test_twisted_contract.py pins each of them.
+
+What differs from :class:`twisted.web.http.HTTPChannel`:
+
+- a request is dispatched when its head is complete (:meth:`DockerRequest.gotLength`), its body is not collected;
+- chunked bodies that are passed on keep their chunks, checked strictly;
+- reading is paused and resumed by the exchange, for as long as the body has nowhere to go;
+- the timeout is for the head only: bodies, answers and hijacks may be quiet for as long as they like;
+- the client may close its sending half and still gets its answer;
+- errors are Docker's ``{"message": …}``, and a connection that is closed with unread input is drained first, for the
+  kernel would otherwise throw away what the client has not read yet;
+- it can stop being HTTP: :meth:`DockerChannel.start_tunnel`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, IPushProducer, ISSLTransport
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web import http, server
+from zope.interface import implementer
+
+from rda.errors import BadRequest, BodyTooLarge, HeadTooLarge, RdaError, RequestTimeout
+from rda.proxy.relay import Exchange, RequestHead
+from rda.proxy.tunnel import Tunnel, hung_up
+from rda.proxy.wire import Chunked, WireError, tokens
+
+if TYPE_CHECKING:
+    from rda.proxy.server import DockerSite
+
+__all__ = ["DockerChannel", "DockerRequest", "error_answer"]
+
+
+def error_answer(error: RdaError, method: bytes = b"GET", close: bool = True) -> bytes:
+    """Write the answer that an error becomes, as the daemon writes its own.
+
+    :param method: the request's; the answer to HEAD has no body.
+    :param close: say that the connection ends after it.
+    """
+    body = json.dumps({"message": f"rda: {error}"}).encode() + b"\n"
+    lines = [
+        b"HTTP/1.1 %d %b" % (error.status, http.RESPONSES.get(error.status, b"Error")),
+        b"Content-Type: application/json",
+        b"X-Content-Type-Options: nosniff",
+        b"Content-Length: %d" % len(body),
+    ]
+    if error.retry_after is not None:
+        lines.append(b"Retry-After: %d" % error.retry_after)
+    if close:
+        lines.append(b"Connection: close")
+    return b"\r\n".join([*lines, b"", b"" if method == b"HEAD" else body])
+
+
+class _Phase(Enum):
+    """What a connection is doing."""
+
+    IDLE = auto()  # between requests
+    HEAD = auto()
+    EXCHANGE = auto()  # from the end of the head to the end of the answer
+    TUNNEL = auto()
+    DISCARDING = auto()  # everything has been said; input is drained so that the client can read it
+
+
+class _SplicedBody:
+    """A chunked request body that is passed on with its chunks: takes the place of twisted.web's decoder."""
+
+    __slots__ = ("_body_data", "_finish", "_framing")
+
+    def __init__(self, body_data: Callable[[bytes], None], finish: Callable[[bytes], None]) -> None:
+        self._framing = Chunked()
+        self._body_data = body_data
+        self._finish = finish
+
+    def dataReceived(self, data: bytes) -> None:
+        """Take what arrived next; raise WireError when it is no chunked body."""
+        body, rest = self._framing.feed(data)
+        if body:
+            self._body_data(body)
+        if self._framing.done:
+            self._finish(rest)
+
+
+@implementer(IHalfCloseableProtocol)
+class DockerChannel(http.HTTPChannel):
+    """One client connection."""
+
+    site: DockerSite
+    transport: Any
+    _log = Logger()
+
+    _phase = _Phase.IDLE
+    _tunnel: Tunnel | None = None
+    _body_held = False
+    _lost = False
+    _timer: IDelayedCall | None = None
+
+    # ------------------------------------------------------------------------------------------------- connection
+
+    def connectionMade(self) -> None:
+        """Take a client, or tell it why not."""
+        super().connectionMade()
+        limits = self.site.limits
+        self.MAX_LENGTH = self.totalHeadersSize = limits.head
+        self.maxHeaders = limits.header_count
+        self._optimisticEagerReadSize = limits.pipelined
+        refusal = self.site.opened(self)
+        if refusal is None:
+            self._wait(limits.idle_seconds, self._idle_over)
+        else:
+            self.transport.write(error_answer(refusal))
+            self.linger()
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        """Let go of everything that worked for this client."""
+        self._lost = True
+        self._wait(None, None)
+        if self._tunnel is not None:
+            self._tunnel.client_lost()
+        super().connectionLost(reason)
+        self.site.closed(self)
+
+    def readConnectionLost(self) -> None:
+        """The client closed its sending half, or altogether."""
+        if self._phase is _Phase.TUNNEL:
+            assert self._tunnel is not None
+            self._tunnel.client_ended()
+        elif self._phase is not _Phase.EXCHANGE:
+            self.loseConnection()
+        elif hung_up(self.transport):
+            self.transport.abortConnection()
+        else:
+            self.persistent = False
+            self.requests[0].half_closed()
+
+    def writeConnectionLost(self) -> None:
+        """All output has left, and its end: what is left to do is to drain."""
+        if self._phase is _Phase.DISCARDING:
+            self._wait(self.site.limits.linger_seconds, self.transport.abortConnection)
+
+    def reap(self) -> None:
+        """End the connection if its client is gone; asked from time to time, for not all states of it show that.
+
+        While input is awaited, its end tells.
+        """
+        done_sending = (
+            self._tunnel.half_closed if self._tunnel is not None else bool(self.requests) and self._handlingRequest
+        )
+        if self._phase in (_Phase.EXCHANGE, _Phase.TUNNEL) and done_sending and hung_up(self.transport):
+            self.transport.abortConnection()
+
+    def close_if_idle(self) -> None:
+        """Close the connection if it has no request."""
+        if self._phase is _Phase.IDLE:
+            self.loseConnection()
+
+    def end_output(self) -> None:
+        """See :class:`rda.proxy.tunnel.ClientEnd`. TLS has no half-closed connection in Twisted."""
+        if ISSLTransport.providedBy(self.transport):
+            self.transport.loseConnection()
+        elif not self._lost:
+            self.transport.loseWriteConnection()
+
+    def linger(self) -> None:
+        """Close with unread input on its way: end the output, drain for a while, then close (RFC 9112, section 9.6)."""
+        if self._lost or self._phase is _Phase.DISCARDING:
+            return
+        self._phase = _Phase.DISCARDING
+        self._tunnel = None
+        self.persistent = False
+        self.unregisterProducer()
+        self.transport.unregisterProducer()
+        self._wait(None, None)  # a slow client may take what is buffered in its own time; see writeConnectionLost
+        self.end_output()
+        self._body_held = False
+        if not self.transport.disconnecting:
+            self._networkProducer.resumeProducing()
+
+    # ---------------------------------------------------------------------------------------------------- parsing
+
+    def dataReceived(self, data: bytes) -> None:
+        """Take what arrived, for the parser or the tunnel."""
+        if self._tunnel is not None:
+            self._tunnel.from_client(data)
+        elif self._phase is not _Phase.DISCARDING:
+            self._head_begins()
+            super().dataReceived(data)
+
+    def lineReceived(self, line: bytes) -> None:
+        """Take a line of a head."""
+        if self._phase is not _Phase.DISCARDING:
+            self._head_begins()
+            super().lineReceived(line)
+
+    def _head_begins(self) -> None:
+        if self._phase is _Phase.IDLE:
+            self._phase = _Phase.HEAD
+            self._wait(self.site.limits.head_seconds, self._head_over)
+
+    def rawDataReceived(self, data: bytes) -> None:
+        """Take body bytes, or what comes after a request that is being answered."""
+        if self._phase is _Phase.DISCARDING:
+            return
+        try:
+            super().rawDataReceived(data)
+        except WireError as error:
+            self._refuse_input(BadRequest(f"the request's body is malformed: {error}"))
+
+    def headerReceived(self, line: bytes) -> bool:
+        """Take one header field; lengths beyond any that Python reads are refused like other malformed ones."""
+        try:
+            return super().headerReceived(line)
+        except ValueError:
+            self._respondToBadRequestAndDisconnect()
+            return False
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        """A line is longer than a whole head may be."""
+        self._refuse_input(HeadTooLarge(f"the request's head is larger than {self.totalHeadersSize} bytes"))
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        """twisted.web's parser gave up."""
+        if self._receivedHeaderSize > self.totalHeadersSize:
+            self.lineLengthExceeded(b"")
+        elif self._receivedHeaderCount > self.maxHeaders:
+            self._refuse_input(HeadTooLarge(f"the request has more than {self.maxHeaders} header fields"))
+        else:
+            self._refuse_input(BadRequest("the request is malformed"))
+
+    def _refuse_input(self, error: RdaError) -> None:
+        """Answer input that is no HTTP, and stop reading: nobody can tell where a next request would begin."""
+        if self._phase is _Phase.EXCHANGE:
+            self.requests[-1].broken(error)
+        elif self._phase is not _Phase.DISCARDING:
+            self.site.counters.refused += 1
+            self.transport.write(error_answer(error))
+            self.linger()
+
+    def allHeadersReceived(self) -> None:
+        """Dispatch the request; the parser itself would name its method only after the body."""
+        self._phase = _Phase.EXCHANGE
+        self._wait(None, None)
+        request = self.requests[-1]
+        request.method, request.uri, request.clientproto = self._command, self._path, self._version
+        super().allHeadersReceived()
+
+    def checkPersistence(self, request: http.Request, version: bytes) -> bool:
+        """Return whether another request may follow (RFC 9112, section 9.3)."""
+        connection = tokens(request.requestHeaders.getRawHeaders(b"connection", []))
+        return version == b"HTTP/1.1" and b"close" not in connection
+
+    def splice_body(self, request: http.Request) -> None:
+        """Hand over the present request's chunked body with its chunks."""
+        self._transferDecoder = _SplicedBody(request.handleContentChunk, self._finishRequestBody)
+
+    def requestDone(self, request: http.Request) -> None:
+        """The answer is complete: go on with the next request, which may be here already."""
+        self.unregisterProducer()
+        if self._phase is _Phase.EXCHANGE:
+            self._phase = _Phase.IDLE
+            if self.persistent and not self.site.draining:
+                self._wait(self.site.limits.idle_seconds, self._idle_over)
+            else:
+                self.persistent = False
+        super().requestDone(request)
+
+    # ----------------------------------------------------------------------------------------------------- timers
+
+    def _wait(self, seconds: float | None, then: Callable[[], None] | None) -> None:
+        """Set the connection's one timer, or none."""
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._timer = None
+        if seconds is not None and then is not None:
+            self._timer = self.site.clock.callLater(seconds, then)
+
+    def _idle_over(self) -> None:
+        self.loseConnection()
+
+    def _head_over(self) -> None:
+        self._refuse_input(
+            RequestTimeout(f"the request's head was not complete within {self.site.limits.head_seconds:g} s")
+        )
+
+    # ---------------------------------------------------------------------------------------------- back-pressure
+
+    def hold_body(self) -> None:
+        """Stop reading from the client."""
+        if not self._body_held and not self._lost:
+            self._body_held = True
+            self._networkProducer.pauseProducing()
+
+    def release_body(self) -> None:
+        """Read from the client again."""
+        if self._body_held and not self._lost:
+            self._body_held = False
+            self._read_on()
+
+    def resumeProducing(self) -> None:
+        """The client takes its answer again."""
+        self._waitingForTransport = False
+        if self._requestProducer is not None:
+            self._requestProducer.resumeProducing()
+        self._read_on()
+
+    def _read_on(self) -> None:
+        """Read from the client, unless there is a reason not to."""
+        ahead = sum(map(len, self._dataBuffer)) > self._optimisticEagerReadSize
+        if not (self._body_held or self._waitingForTransport or ahead or self._lost or self.transport.disconnecting):
+            self._networkProducer.resumeProducing()
+
+    # ---------------------------------------------------------------------------------------------------- tunnels
+
+    def start_tunnel(self, tunnel: Tunnel, head: bytes) -> None:
+        """Stop being HTTP; what the client has sent since its request is the tunnel's."""
+        self._phase = _Phase.TUNNEL
+        self._tunnel = tunnel
+        early = b"".join(self._dataBuffer) + self.clearLineBuffer()
+        self._dataBuffer = []
+        self.requests = []
+        self._body_held = False
+        self.unregisterProducer()
+        self.transport.unregisterProducer()
+        tunnel.start(head, early)
+
+
+class DockerRequest(server.Request):
+    """A request: relayed, or for rda's own resources rendered in twisted.web's usual way.
+
+    Implements :class:`rda.proxy.relay.Downstream`.
+    """
+
+    channel: DockerChannel
+
+    def __init__(self, channel: DockerChannel, *args: object, **kw: object) -> None:
+        super().__init__(channel, parsePOSTFormSubmission=False)
+        self.exchange: Exchange | None = None
+        self._complete = False
+        self._expects_continue = False
+        self._length: int | None = 0
+        self._refusal: RdaError | None = None
+        self._dispatching = False
+        self._own_size = 0
+
+    # ---------------------------------------------------------------------------------------- called by the channel
+
+    def parseCookies(self) -> None:
+        """Leave cookies alone."""
+
+    def gotLength(self, length: int | None) -> None:
+        """Dispatch at the end of the head.
+
+        :param length: of the body, bytes; None for a chunked one.
+        """
+        self._length = length
+        fields = tuple((name, value) for name, values in self.requestHeaders.getAllRawHeaders() for value in values)
+        expectation = self.requestHeaders.getRawHeaders(b"expect")
+        self._expects_continue = bool(expectation) and self.clientproto == b"HTTP/1.1" and length != 0
+        self.requestHeaders.removeHeader(b"expect")  # 100 is sent when the body is wanted, not by the parser
+        head = RequestHead(self.method, self.uri, int(self.clientproto == b"HTTP/1.1"), fields, length)
+        self._dispatching = True
+        try:
+            self.exchange = self.channel.site.dispatch(self, head)
+            if self.exchange is None:
+                super().gotLength(0)  # content is kept in memory, bounded by handleContentChunk
+                self.send_continue()
+            else:
+                if length is None and self.exchange.splices_body:
+                    self.channel.splice_body(self)
+                self.exchange.begin()
+        except RdaError as error:
+            self.refuse(error)
+        finally:
+            self._dispatching = False
+        if self._refusal is not None and length != 0:
+            self._refuse_now(self._refusal)
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """Take body bytes."""
+        if self.exchange is not None:
+            self.exchange.body_data(data)
+        elif self._refusal is None:
+            self._own_size += len(data)
+            if self._own_size > self.channel.site.limits.own_body:
+                self.refuse(BodyTooLarge("the request's body is larger than rda takes for its own resources"))
+            else:
+                super().handleContentChunk(data)
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        """The body is complete."""
+        self._complete = True
+        if self._refusal is not None:
+            self._refuse_now(self._refusal)
+        elif self.exchange is not None:
+            self.exchange.body_ends()
+        else:
+            super().requestReceived(command, path, version)
+
+    def half_closed(self) -> None:
+        """The client will send nothing more."""
+        if self.exchange is not None:
+            self.exchange.client_half_closed()
+
+    def broken(self, error: RdaError) -> None:
+        """The body is malformed."""
+        if self.exchange is not None:
+            self.exchange.client_broke(error)
+        elif self._refusal is None:
+            self.refuse(error)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The client is gone."""
+        if self.exchange is not None:
+            self.exchange.client_gone()
+        super().connectionLost(reason)
+
+    # --------------------------------------------------------------------------------------- called by the exchange
+
+    @property
+    def client_end(self) -> DockerChannel:
+        """See :class:`rda.proxy.relay.Downstream`, and for all that follow."""
+        return self.channel
+
+    @property
+    def persistent(self) -> bool:
+        """Whether the connection takes another request after this one."""
+        return bool(self.channel.persistent) and not self.channel.site.draining
+
+    def will_close(self) -> None:
+        """Make this the last request of the connection."""
+        self.channel.persistent = False
+
+    def write(self, data: bytes) -> None:
+        """Send bytes of the answer: as they are for a relayed one."""
+        if self.exchange is not None:
+            self.channel.transport.write(data)
+        else:
+            super().write(data)
+
+    def register_producer(self, producer: IPushProducer) -> None:
+        """Pause this one while the client does not take the answer."""
+        self.channel.registerProducer(producer, True)
+
+    def hold_body(self) -> None:
+        """Stop reading the request's body."""
+        if not self._complete:
+            self.channel.hold_body()
+
+    def release_body(self) -> None:
+        """Read it again."""
+        self.channel.release_body()
+
+    def send_continue(self) -> None:
+        """Send 100 Continue, once, if the client waits for it."""
+        if self._expects_continue:
+            self._expects_continue = False
+            self.channel.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def refuse(self, error: RdaError) -> None:
+        """Answer with an error; while the head is still being dispatched, as soon as that is over."""
+        if self._dispatching:
+            self._refusal = error
+        else:
+            self._refuse_now(error)
+
+    def _refuse_now(self, error: RdaError) -> None:
+        self._refusal = error
+        if not self._complete:
+            self.channel.persistent = False
+        self.channel.transport.write(error_answer(error, self.method, close=not self.persistent))
+        self.end()
+
+    def end(self) -> None:
+        """Note that the answer is complete."""
+        if self._complete:
+            self.startedWriting = 1
+            self.chunked = 0
+            http.Request.finish(self)
+        else:
+            self.channel.linger()
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        self.channel.unregisterProducer()
+        self.channel.transport.abortConnection()
+
+    def start_tunnel(self, tunnel: Tunnel, head: bytes) -> None:
+        """Be one end of a tunnel from now on."""
+        self.channel.start_tunnel(tunnel, head)

@@ -1,0 +1,242 @@
+"""What Docker clients connect to: the site, its door, and the proxy resource behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from twisted.internet.address import UNIXAddress
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime, IStreamClientEndpoint
+from twisted.logger import Logger
+from twisted.web import server
+from twisted.web.iweb import IRequest
+from twisted.web.resource import IResource, Resource
+
+from rda.docker import routes
+from rda.errors import LinkDown, RdaError, Refused
+from rda.interfaces import ICallRewriter
+from rda.proxy.channel import DockerChannel, DockerRequest
+from rda.proxy.guard import check_framing, check_origin
+from rda.proxy.limits import Limits
+from rda.proxy.pool import DaemonPool
+from rda.proxy.relay import Counters, Exchange, RequestHead
+
+__all__ = ["OWN_PREFIX", "Busy", "DockerSite", "ProxyResource"]
+
+#: Where rda's own resources are; the Engine API has nothing there.
+OWN_PREFIX = "/_rda"
+
+
+class Busy(LinkDown):
+    """rda takes no more work at the moment: it is stopping, or has too many connections."""
+
+
+class ProxyResource(Resource):
+    """The Docker Engine API: every request becomes an :class:`~rda.proxy.relay.Exchange` at the end of its head.
+
+    Requests under :data:`OWN_PREFIX` are rda's own and are rendered by the child of that name in twisted.web's way.
+
+    :param pool: connections to the daemon.
+    :param rewriter: who knows what the calls mean.
+    """
+
+    def __init__(self, pool: DaemonPool, rewriter: ICallRewriter, clock: IReactorTime, counters: Counters) -> None:
+        super().__init__()
+        self.pool = pool
+        self._rewriter = rewriter
+        self._clock = clock
+        self._counters = counters
+
+    def exchange(self, request: DockerRequest, head: RequestHead, ended: Callable[[Exchange], None]) -> Exchange | None:
+        """Decide what happens to a request; None for rda's own.
+
+        :param ended: called when the exchange is over.
+        :raises RdaError: it is not to be relayed.
+        """
+        call = routes.match(head.method, head.target)
+        if call.path == OWN_PREFIX or call.path.startswith(OWN_PREFIX + "/"):
+            return None
+        return Exchange(request, head, call, self.pool, self._rewriter, self._clock, self._counters, ended)
+
+    def render(self, request: IRequest) -> bytes:
+        """Answer what is under :data:`OWN_PREFIX` when nothing is served there."""
+        request.setResponseCode(404)
+        request.setHeader(b"content-type", b"application/json")
+        return b'{"message": "rda: there is no such page"}\n'
+
+    def getChild(self, path: bytes, request: IRequest) -> Resource:
+        """Answer so for any path."""
+        return self
+
+
+class DockerSite(server.Site):
+    """A factory for listeners (TCP, TLS, UNIX) that serve one remote Docker daemon.
+
+    :param upstream: the daemon's socket.
+    :param rewriter: who knows what the calls mean.
+    :param clock: for timeouts.
+    :param hosts: names in lower case (addresses as in URLs) that clients may use for a TCP listener, besides
+        ``localhost``, 127.0.0.1, ::1 and the address they connected to.
+    :param peer_guard: given a new connection's transport, says why it is refused, or None.
+    :param own: what is served under ``/_rda/``.
+    :ivar counters: what has been done so far.
+    :ivar draining: no new requests are taken.
+    """
+
+    protocol = DockerChannel  # type: ignore[assignment]  # bare: the wrapper of twisted.web hides half-closing
+    noisy = False
+    _log = Logger()
+
+    def __init__(
+        self,
+        upstream: IStreamClientEndpoint,
+        rewriter: ICallRewriter,
+        clock: Any,
+        limits: Limits = Limits(),  # noqa: B008 (frozen)
+        hosts: Collection[str] = (),
+        peer_guard: Callable[[Any], str | None] | None = None,
+        own: IResource | None = None,
+    ) -> None:
+        self.counters = Counters()
+        self.limits = limits
+        self.clock: IReactorTime = clock
+        self.draining = False
+        self._hosts = frozenset(name.lower() for name in hosts)
+        self._peer_guard = peer_guard
+        self._channels: set[DockerChannel] = set()
+        self._refused: set[DockerChannel] = set()
+        self._exchanges: set[Exchange] = set()
+        self._drained: list[Deferred[None]] = []
+        self._reaper: IDelayedCall | None = None
+        self.proxy = ProxyResource(DaemonPool(upstream, clock, limits), rewriter, clock, self.counters)
+        if own is not None:
+            self.proxy.putChild(OWN_PREFIX[1:].encode(), own)
+        super().__init__(self.proxy, DockerRequest, timeout=None, reactor=clock)
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return len(self._channels)
+
+    # ------------------------------------------------------------------------------------------------ IProtocolFactory
+
+    def startFactory(self) -> None:
+        """Start no access log: request heads hold registry credentials."""
+
+    def stopFactory(self) -> None:
+        """See :meth:`startFactory`. Runs when the last listener is closed; connections may go on."""
+
+    def log(self, request: object) -> None:
+        """Log no requests."""
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """Speak HTTP/1.1 only; the daemon's API has no other."""
+        return [b"http/1.1"]
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        """Take a connection; beyond the limit a few are still told why they are closed."""
+        if len(self._refused) >= self.limits.refusals:
+            return None
+        return super().buildProtocol(addr)
+
+    # ---------------------------------------------------------------------------------------------- called by channels
+
+    def opened(self, channel: DockerChannel) -> RdaError | None:
+        """Count a new connection; return why it cannot stay."""
+        refusal = self._refusal(channel.transport)
+        if refusal is not None:
+            self.counters.refused += 1
+            self._refused.add(channel)
+            return refusal
+        self._channels.add(channel)
+        if self._reaper is None:
+            self._reaper = self.clock.callLater(self.limits.reap_seconds, self._reap)
+        return None
+
+    def _refusal(self, transport: Any) -> RdaError | None:
+        if len(self._channels) >= self.limits.connections:
+            return Busy(f"there are {self.limits.connections} connections already; close some, or raise the limit")
+        reason = self._peer_guard(transport) if self._peer_guard is not None else None
+        return None if reason is None else Refused(reason)
+
+    def closed(self, channel: DockerChannel) -> None:
+        """Count a connection that is gone."""
+        self._channels.discard(channel)
+        self._refused.discard(channel)
+        if not self._channels and self._reaper is not None:
+            self._reaper.cancel()
+            self._reaper = None
+        if self.draining and not self._channels:
+            self._now_drained()
+
+    def dispatch(self, request: DockerRequest, head: RequestHead) -> Exchange | None:
+        """Decide what happens to a request, at the end of its head; None when it is for rda itself.
+
+        :raises RdaError: it is refused.
+        """
+        self.counters.requests += 1
+        try:
+            self._check(request.channel.transport, head)
+            exchange = self.proxy.exchange(request, head, self._exchange_ended)
+        except RdaError:
+            self.counters.refused += 1
+            raise
+        if exchange is not None:
+            self.counters.active += 1
+            self._exchanges.add(exchange)
+        return exchange
+
+    def _check(self, transport: Any, head: RequestHead) -> None:
+        address = transport.getHost()
+        local = getattr(address, "host", None)
+        check_framing(head.method, head.target, head.minor, head.fields)
+        check_origin(head.minor, head.fields, self._hosts, local, names_matter=not isinstance(address, UNIXAddress))
+        if self.draining:
+            raise Busy("rda is stopping; try again when it is back")
+
+    def _exchange_ended(self, exchange: Exchange) -> None:
+        self._exchanges.discard(exchange)
+        self.counters.active -= 1
+
+    # -------------------------------------------------------------------------------------------------- stop and clean
+
+    def drain(self, seconds: float) -> Deferred[None]:
+        """Stop gracefully; the listeners should be closed first.
+
+        New requests are answered 503 and idle connections closed at once; running exchanges may finish. The Deferred
+        fires when no connection is left; after ``seconds``, those that are left are cut.
+        """
+        self.draining = True
+        self.proxy.pool.close()
+        for channel in list(self._channels):
+            channel.close_if_idle()
+        if not self._channels:
+            return succeed(None)
+        done: Deferred[None] = Deferred()
+        self._drained.append(done)
+        timeout = self.clock.callLater(seconds, self._cut)
+
+        def finished(result: None) -> None:
+            if timeout.active():
+                timeout.cancel()
+
+        return done.addCallback(finished)
+
+    def _cut(self) -> None:
+        """Cut what is still running."""
+        self._log.info("cutting {count} connections that did not end in time", count=len(self._channels))
+        for channel in list(self._channels):
+            channel.transport.abortConnection()
+
+    def _now_drained(self) -> None:
+        self.proxy.pool.close()
+        waiting, self._drained = self._drained, []
+        for done in waiting:
+            done.callback(None)
+
+    def _reap(self) -> None:
+        """Look for clients that are gone without having been noticed."""
+        self._reaper = self.clock.callLater(self.limits.reap_seconds, self._reap)
+        for channel in list(self._channels):
+            channel.reap()
