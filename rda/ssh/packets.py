@@ -1,0 +1,236 @@
+"""A stream of bytes as SSH packets, and back (RFC 4253, section 6). Pure: bytes in, packets out.
+
+:class:`PacketReader` and :class:`PacketWriter` are one direction each: they own the sequence number, the protection and
+the compression of that direction, and know nothing of what the packets mean. They are the hot path of everything that
+rda does, and so they copy as little as they can: the reader decrypts many packets into one buffer and hands out views
+of it; the writer encrypts many packets into one buffer that leaves with one write.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+
+from rda.ssh.ciphers import BadTag, Opener, PlainOpener, PlainSealer, Sealer
+
+__all__ = ["MAX_PACKET", "MalformedPacket", "PacketReader", "PacketWriter"]
+
+#: The longest packet body taken from the peer, in bytes: OpenSSH's PACKET_MAX_SIZE.
+MAX_PACKET = 256 * 1024
+
+#: The longest payload sent in one packet, in bytes. Channel data is cut to the peer's maximum (32 KiB with OpenSSH);
+#: everything else is far smaller.
+MAX_PAYLOAD = MAX_PACKET - 512
+
+#: Sequence numbers are 32 bits wide and wrap (RFC 4253, section 6.4).
+SEQUENCE_MASK = 0xFFFF_FFFF
+
+#: Bytes decrypted before a fresh buffer is taken: what a 256 KiB read and the tail of the one before can hold.
+_READ_BUFFER = 640 * 1024
+
+#: Bytes of packets after which the writer wants to be emptied (:attr:`PacketWriter.full`): as much as the reactor
+#: takes from a socket in one read, so that the buffer of a batch stays in the processor's cache.
+WRITE_BATCH = 256 * 1024
+
+#: Random bytes fetched at once for padding: one system call for about 400 packets.
+_RANDOM_BLOCK = 4096
+
+_PAD_LENGTHS = tuple(bytes((size,)) for size in range(256))
+
+
+class MalformedPacket(Exception):
+    """The peer sent something that is not a packet; the connection cannot go on.
+
+    :ivar tampered: True when it is the authentication tag that is wrong.
+    """
+
+    def __init__(self, message: str, tampered: bool = False) -> None:
+        super().__init__(message)
+        self.tampered = tampered
+
+
+class PacketReader:
+    """The incoming direction.
+
+    :ivar sequence: the number of the next packet.
+    :ivar octets: bytes taken since the keys were last changed.
+    :ivar packets: packets taken since the keys were last changed.
+    :ivar body: after :meth:`next` returned True, the payload of that packet, message number first. It is a view: valid
+        until :meth:`rewind`.
+    """
+
+    def __init__(self) -> None:
+        self.sequence = 0
+        self.octets = 0
+        self.packets = 0
+        self.body = memoryview(b"")
+        self._opener: Opener = PlainOpener()
+        self._inflate: zlib._Decompress | None = None
+        self._data = memoryview(b"")
+        self._offset = 0
+        self._length = -1  # of the packet at _offset, when it has been read already
+        self._plain = memoryview(bytearray(_READ_BUFFER))
+        self._used = 0
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes from the wire. What is left of the ones before is kept: at most one packet, less than its end."""
+        offset = self._offset
+        rest = self._data[offset:]
+        self._data = memoryview(b"".join((rest, data)) if len(rest) else data)
+        self._offset = 0
+
+    def change_keys(self, opener: Opener, restart: bool) -> None:
+        """Read what follows with another protection.
+
+        :param restart: begin to count from 0 again (strict key exchange).
+        """
+        self._opener = opener
+        self.octets = 0
+        self.packets = 0
+        if restart:
+            self.sequence = 0
+
+    def compressed(self, on: bool) -> None:
+        """Expect compressed payloads from here on, in a fresh context, or not any more."""
+        self._inflate = zlib.decompressobj() if on else None
+
+    def next(self) -> bool:
+        """Go to the next packet, if the whole of it is there.
+
+        :raise MalformedPacket: when what is there cannot be a packet.
+        """
+        data, offset, opener = self._data, self._offset, self._opener
+        length = self._length
+        if length < 0:
+            if len(data) - offset < opener.prefix:
+                return False
+            length = opener.length(self.sequence, data[offset:])
+            # Padding length, message number and four bytes of padding is the least there can be.
+            if not 6 <= length <= MAX_PACKET or (length + opener.counted) % opener.align:
+                raise MalformedPacket(f"a packet of {length} bytes")
+        following = offset + 4 + length + opener.tail
+        if following > len(data):
+            self._length = length
+            return False
+        plain = self._room(length)
+        try:
+            opener.open(self.sequence, data[offset:following], plain)
+        except BadTag:
+            raise MalformedPacket("a packet with a wrong authentication tag", tampered=True) from None
+        self._length = -1
+        self._offset = following
+        self.sequence = (self.sequence + 1) & SEQUENCE_MASK
+        self.octets += following - offset
+        self.packets += 1
+        padding = plain[0]
+        if padding < 4 or padding + 2 > length:
+            raise MalformedPacket(f"{padding} bytes of padding in a packet of {length}")
+        self.body = plain[1 : length - padding]
+        if self._inflate is not None:
+            self.body = self._expand(self._inflate)
+        return True
+
+    def rewind(self) -> None:
+        """Say that no body handed out so far is needed any more: their buffer is used again."""
+        self._used = 0
+
+    def _room(self, length: int) -> memoryview:
+        start = self._used
+        if start + length > _READ_BUFFER:
+            # The views handed out keep the old buffer alive for as long as they are needed.
+            self._plain = memoryview(bytearray(_READ_BUFFER))
+            start = 0
+        self._used = start + length
+        return self._plain[start : start + length]
+
+    def _expand(self, inflate: zlib._Decompress) -> memoryview:
+        try:
+            # The limit stops a small packet from becoming gigabytes.
+            expanded = inflate.decompress(self.body, MAX_PACKET)
+        except zlib.error as error:
+            raise MalformedPacket(f"a payload that cannot be decompressed ({error})") from None
+        if inflate.unconsumed_tail:
+            raise MalformedPacket(f"a compressed payload of more than {MAX_PACKET} bytes")
+        if not expanded:
+            raise MalformedPacket("an empty payload")
+        return memoryview(expanded)
+
+
+class PacketWriter:
+    """The outgoing direction: packets gather until :meth:`take`.
+
+    :ivar sequence: the number of the next packet.
+    :ivar octets: bytes produced since the keys were last changed.
+    :ivar packets: packets produced since the keys were last changed.
+    :ivar pending: bytes that wait to be taken.
+    """
+
+    def __init__(self) -> None:
+        self.sequence = 0
+        self.octets = 0
+        self.packets = 0
+        self.pending = 0
+        self._sealer: Sealer = PlainSealer()
+        self._deflate: zlib._Compress | None = None
+        self._out = memoryview(bytearray(WRITE_BATCH + MAX_PACKET + 1024))
+        self._random = b""
+        self._random_used = 0
+
+    def change_keys(self, sealer: Sealer, restart: bool) -> None:
+        """Protect what follows with other keys; see :meth:`PacketReader.change_keys`."""
+        self._sealer = sealer
+        self.octets = 0
+        self.packets = 0
+        if restart:
+            self.sequence = 0
+
+    def compressed(self, on: bool) -> None:
+        """Compress payloads from here on, in a fresh context, or not any more."""
+        self._deflate = zlib.compressobj(6) if on else None
+
+    def put(self, *parts: bytes | memoryview) -> None:
+        """Add one packet.
+
+        :param parts: the payload, message number first, in pieces.
+        :raise ValueError: when the payload is over :data:`MAX_PAYLOAD`.
+        """
+        if self._deflate is not None:
+            deflate = self._deflate
+            parts = (deflate.compress(b"".join(parts)), deflate.flush(zlib.Z_SYNC_FLUSH))
+        sealer = self._sealer
+        size = 1
+        for part in parts:
+            size += len(part)
+        if size > MAX_PAYLOAD:
+            raise ValueError(f"a payload of {size} bytes does not fit into one packet")
+        padding = sealer.align - (size + sealer.counted) % sealer.align
+        if padding < 4:
+            padding += sealer.align
+        body = b"".join((_PAD_LENGTHS[padding], *parts, self._padding(padding)))
+        start = self.pending
+        stop = start + 4 + len(body) + sealer.tail
+        sealer.seal(self.sequence, body, self._out[start:stop])
+        self.pending = stop
+        self.sequence = (self.sequence + 1) & SEQUENCE_MASK
+        self.octets += stop - start
+        self.packets += 1
+
+    @property
+    def full(self) -> bool:
+        """Whether it is time to :meth:`take`; there is room for one more packet even then."""
+        return self.pending >= WRITE_BATCH
+
+    def take(self) -> bytes:
+        """Return, and forget, what has gathered."""
+        taken = bytes(self._out[: self.pending])
+        self.pending = 0
+        return taken
+
+    def _padding(self, size: int) -> bytes:
+        """Fresh random bytes (RFC 4253, section 6: padding SHOULD be random), without a system call for each packet."""
+        start = self._random_used
+        if start + size > len(self._random):
+            self._random = os.urandom(_RANDOM_BLOCK)
+            start = 0
+        self._random_used = start + size
+        return self._random[start : start + size]

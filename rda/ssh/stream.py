@@ -1,0 +1,586 @@
+"""A channel of an SSH connection as a transport: :class:`StreamChannel` behaves as a TCP connection does.
+
+* What is written waits in the channel until the peer's window and the SSH socket have room. Meanwhile a registered
+  producer is paused, so the writer is never ahead by more than one of its own writes.
+* What the peer may send is its window, and the window is refilled only for what the protocol has taken while it was not
+  paused. A paused reader costs at most the window.
+* The end of one direction does not end the other (``IHalfCloseableProtocol``, ``loseWriteConnection``).
+* Data comes before the end of data, and that before ``connectionLost``.
+
+Incoming data arrives in batches: :meth:`StreamChannel.gather` and :meth:`StreamChannel.deliver` are called by
+:class:`rda.ssh.transport.ClientTransport` for each read of the socket, not for each packet.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from twisted.conch.ssh import connection as conch
+from twisted.conch.ssh.address import SSHTransportAddress
+from twisted.conch.ssh.channel import SSHChannel
+from twisted.conch.ssh.common import NS, getNS
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectingCancelledError, ConnectionAborted, ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import (
+    IAddress,
+    IConsumer,
+    IHalfCloseableProtocol,
+    IProtocol,
+    IPushProducer,
+    IReactorTime,
+    ITransport,
+)
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from rda.errors import ChannelRefused, CommandFailed
+
+if TYPE_CHECKING:
+    from rda.ssh.channels import Connection
+
+__all__ = ["MIN_WINDOW", "StreamChannel"]
+
+#: Bytes that the peer may send on one channel before we have taken any: what a channel starts with. OpenSSH's own
+#: window is as large. It carries 100 MB/s at 20 ms, and costs nothing while the reader keeps up.
+MIN_WINDOW = 2 << 20
+
+#: The largest packet asked for, in bytes, OpenSSH's own. The peer may not send more at once.
+LOCAL_PACKET = 32 * 1024
+
+#: The window is refilled when the reader has taken this part of it: often enough that the peer never waits, seldom
+#: enough that adjustments cost nothing.
+REFILL_PARTS = 8
+
+#: The most bytes handed to a protocol at once when a pause ends.
+DELIVERY_SIZE = 256 * 1024
+
+#: Bytes kept of the end of a command's standard error, for the message of its failure.
+STDERR_TAIL = 4 * 1024
+
+_UINT32 = struct.Struct(">L")
+_UINT32_X2 = struct.Struct(">2L")
+
+_REFUSALS = {
+    conch.OPEN_ADMINISTRATIVELY_PROHIBITED: "the SSH server does not allow it",
+    conch.OPEN_CONNECT_FAILED: "the SSH server could not connect to it",
+    conch.OPEN_UNKNOWN_CHANNEL_TYPE: "the SSH server does not know this kind of channel",
+    conch.OPEN_RESOURCE_SHORTAGE: "the SSH server has no room for another channel",
+}
+
+
+@implementer(ITransport, IConsumer, IPushProducer)
+class StreamChannel(SSHChannel):
+    """One channel, as the transport of a protocol.
+
+    :param kind: the channel type of RFC 4254.
+    :param what: what is at the other end, for messages: "the socket /var/run/docker.sock".
+    :param address: what :meth:`getPeer` says.
+    :param request: for session channels, the request that starts the command: its name and its data.
+    :param hint: what may be wrong when the server refuses, and what to do.
+    :param reports_exit: the channel ends with an exit status, and only that ends it (commands).
+    :ivar opened: fires with this channel when it is ready to be used.
+    :ivar open: the server has confirmed the channel.
+    :ivar local_id: our number of it.
+    :ivar remote_id: the server's number of it.
+    :ivar disconnecting: :meth:`loseConnection` was called.
+    :ivar exit_status: of a command, once it has come.
+    """
+
+    conn: Connection
+    _log = Logger()
+
+    def __init__(
+        self,
+        kind: bytes,
+        what: str,
+        address: IAddress | None,
+        request: tuple[bytes, bytes] | None = None,
+        hint: str = "",
+        reports_exit: bool = False,
+    ) -> None:
+        super().__init__(localWindow=MIN_WINDOW, localMaxPacket=LOCAL_PACKET)
+        self.name = kind
+        self.what = what
+        self.opened: Deferred[StreamChannel] = Deferred(self._cancelled)
+        self.open = False
+        self.local_id = -1
+        self.remote_id = -1
+        self.disconnecting = False
+        self.exit_status: int | None = None
+        self._address = address
+        self._request = request
+        self._hint = hint
+        self._reports_exit = reports_exit
+        self._asked = 0.0
+        self._protocol: IProtocol | None = None
+        self._lost = False  # connectionLost was called, or there is nobody to call
+        self._abandoned = False
+        # from the peer
+        self._paused = False
+        self._gathered: list[memoryview] = []
+        self._incoming: deque[bytes] = deque()  # what could not be delivered yet, at most the window
+        self._taken = 0  # bytes taken by the protocol that the window was not refilled for
+        self._round_start = 0.0
+        self._round_bytes = 0
+        self._delivery_scheduled = False
+        self._eof_received = False
+        self._eof_told = False
+        self._close_reason: Failure | None = None  # what connectionLost says once everything is delivered
+        self._signal = b""
+        self._stderr = b""
+        # to the peer
+        self._outgoing: deque[memoryview] = deque()
+        self._producer: Any = None  # an IPushProducer, or an IPullProducer when not _streaming
+        self._streaming = True
+        self._producer_paused = False
+        self._pull_scheduled = False
+        self._eof_wanted = False
+        self._eof_sent = False
+
+    # -- opening
+
+    def connect(self, connection: Connection, extra: bytes) -> Deferred[StreamChannel]:
+        """Open the channel; :attr:`opened` is returned."""
+        self._asked = connection.transport.clock.seconds()
+        connection.open(self, extra)
+        return self.opened
+
+    def confirmed(self, remote: int, window: int, size: int) -> None:
+        """The server opened the channel: use it, or ask for the command first."""
+        self.open = True
+        self.remote_id = remote
+        self.remoteWindowLeft = window
+        self.remoteMaxPacket = size
+        now = self._clock.seconds()
+        self.conn.note_round_trip(now - self._asked)
+        self._round_start = now
+        if self._abandoned:
+            self._send_close()
+            return
+        self.conn.sinks[self.local_id] = self
+        if self._request is None:
+            self.opened.callback(self)
+            return
+        name, data = self._request
+        message = _UINT32.pack(remote) + NS(name) + b"\1" + data
+        self.conn.transport.sendPacket(conch.MSG_CHANNEL_REQUEST, message)
+
+    def request_answered(self, done: bool) -> None:
+        """The server has started the command, or refuses it."""
+        if self._request is None:
+            raise ValueError("an answer to a request that was not made")
+        self._request = None
+        if self._abandoned:
+            return
+        if done:
+            self.opened.callback(self)
+            return
+        self._abandon()
+        self.opened.errback(ChannelRefused(self._refusal("the SSH server refuses to start it", ""), 0))
+
+    def refused(self, code: int, text: str) -> None:
+        """The server did not open the channel."""
+        self._lost = True
+        if not self._abandoned:
+            reason = _REFUSALS.get(code, f"the SSH server refuses it with code {code}")
+            self.opened.errback(ChannelRefused(self._refusal(reason, text), code))
+
+    def _refusal(self, reason: str, text: str) -> str:
+        said = f' (it says "{text}")' if text else ""
+        return f"Cannot open {self.what}: {reason}{said}.{self._hint and ' ' + self._hint}"
+
+    def _cancelled(self, opened: Deferred[StreamChannel]) -> None:
+        self._abandon()
+        opened.errback(ConnectingCancelledError(self.getPeer()))
+
+    def _abandon(self) -> None:
+        """Nobody wants the channel any more, and no protocol was told of it: close it as soon as that is possible."""
+        self._abandoned = True
+        self._lost = True
+        self._incoming.clear()
+        if self.open:
+            self._send_close()
+
+    def attach(self, protocol: IProtocol) -> None:
+        """Make this the transport of a protocol; what came before is delivered in the next turn of the reactor."""
+        self._protocol = protocol
+        protocol.makeConnection(self)
+        if self._incoming or self._eof_received or self._close_reason is not None:
+            self._schedule_delivery()
+
+    # -- from the peer
+
+    def accepts(self, size: int) -> bool:
+        """Take ``size`` bytes off the window, if the peer kept to it."""
+        if size > self.localWindowLeft or size > self.localMaxPacket or self._eof_received or self.remoteClosed:
+            return False
+        self.localWindowLeft -= size
+        return True
+
+    def gather(self, data: memoryview) -> bool:
+        """Note data until :meth:`deliver`; True when it is the first of the batch."""
+        self._gathered.append(data)
+        return len(self._gathered) == 1
+
+    def deliver(self) -> None:
+        """Hand what was gathered to the protocol, or keep it until that wants it."""
+        gathered = self._gathered
+        data = bytes(gathered[0]) if len(gathered) == 1 else b"".join(gathered)
+        gathered.clear()
+        if self._lost or not data:
+            return
+        if self._paused or self._protocol is None or self._incoming or self._delivery_scheduled:
+            self._incoming.append(data)
+        else:
+            self._give(data)
+
+    def _give(self, data: bytes) -> None:
+        self._taken += len(data)
+        self._round_bytes += len(data)
+        self._tell(lambda protocol: protocol.dataReceived(data))
+        if not self._paused:
+            self._refill()
+
+    def _tell(self, call: Callable[[IProtocol], object]) -> None:
+        """Call the protocol; its errors end its own channel, and nothing else."""
+        assert self._protocol is not None
+        try:
+            call(self._protocol)
+        except Exception:
+            self._log.failure(
+                "{protocol} failed; its channel to {what} is closed", protocol=self._protocol, what=self.what
+            )
+            self.abortConnection()
+
+    def _refill(self) -> None:
+        """Let the peer send as much as was taken, once it is worth a message."""
+        if self._taken * REFILL_PARTS < self.localWindowSize or self.localClosed or self._eof_received:
+            return
+        more = self._taken + self._growth()
+        self._taken = 0
+        self.localWindowLeft += more
+        self.conn.transport.sendPacket(conch.MSG_CHANNEL_WINDOW_ADJUST, _UINT32_X2.pack(self.remote_id, more))
+
+    def _growth(self) -> int:
+        """How many bytes to add to the window: it doubles when more than half of it was taken in one round trip.
+
+        A reader that keeps up on a path with a long round trip needs it; on a local network, a round trip is over
+        before half a window has come.
+        """
+        round_trip = self.conn.round_trip
+        now = self._clock.seconds()
+        if round_trip is None or now - self._round_start < round_trip:
+            return 0
+        rounds = max(1.0, (now - self._round_start) / max(round_trip, 1e-6))
+        limited = self._round_bytes / rounds > self.localWindowSize / 2
+        self._round_start = now
+        self._round_bytes = 0
+        if not limited or self.localWindowSize >= self.conn.max_window:
+            return 0
+        growth = min(self.localWindowSize, self.conn.max_window - self.localWindowSize)
+        self.localWindowSize += growth
+        return growth
+
+    def pauseProducing(self) -> None:
+        """The protocol wants no more data: the peer can send what is left of the window, which is kept here."""
+        self._paused = True
+
+    def resumeProducing(self) -> None:
+        """The protocol wants data again."""
+        if not self._paused:
+            return
+        self._paused = False
+        if self._incoming or self._eof_received != self._eof_told or self._close_reason is not None:
+            self._schedule_delivery()
+        elif self.open:
+            self._refill()
+
+    def stopProducing(self) -> None:
+        """The protocol wants no more data, ever."""
+        self.loseConnection()
+
+    def _schedule_delivery(self) -> None:
+        # Not at once: a protocol does not expect data while it is calling its transport.
+        if not self._delivery_scheduled:
+            self._delivery_scheduled = True
+            self._clock.callLater(0, self._deliver_kept)
+
+    def _deliver_kept(self) -> None:
+        self._delivery_scheduled = False
+        while self._incoming and not self._paused and not self._lost:
+            pieces = [self._incoming.popleft()]
+            size = len(pieces[0])
+            while self._incoming and size + len(self._incoming[0]) <= DELIVERY_SIZE:
+                pieces.append(self._incoming.popleft())
+                size += len(pieces[-1])
+            self._give(b"".join(pieces))
+        if not self._incoming and not self._paused:
+            self._tell_end()
+
+    def _tell_end(self) -> None:
+        """Tell the protocol of the end of data and of the connection, once all data has been given to it."""
+        if self._incoming or self._lost or self._protocol is None or self._delivery_scheduled:
+            return
+        if self._eof_received and not self._eof_told:
+            self._eof_told = True
+            if IHalfCloseableProtocol.providedBy(self._protocol):
+                self._tell(lambda protocol: IHalfCloseableProtocol(protocol).readConnectionLost())
+            elif not self._reports_exit:
+                self.loseConnection()
+            self._close_when_done()
+        if self._close_reason is not None and not self._lost:
+            self._tell_lost(self._close_reason)
+
+    def _tell_lost(self, reason: Failure) -> None:
+        self._lost = True
+        self._incoming.clear()
+        self._outgoing.clear()
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            producer.stopProducing()
+        protocol = self._protocol
+        if protocol is not None:
+            try:
+                protocol.connectionLost(reason)
+            except Exception:
+                self._log.failure("{protocol} failed when its channel was closed", protocol=protocol)
+
+    def extReceived(self, dataType: int, data: bytes) -> None:
+        """Keep the end of standard error; it is taken at once, so that a chatty command does not stop."""
+        self._stderr = (self._stderr + data)[-STDERR_TAIL:]
+        self._taken += len(data)
+        if not self._paused:
+            self._refill()
+
+    def eofReceived(self) -> None:
+        """The peer sends no more data."""
+        if self._eof_received:
+            return
+        self._eof_received = True
+        if not self._paused:
+            self._tell_end()
+
+    def closeReceived(self) -> None:
+        """The peer has closed the channel; so do we, at once, to give its number back."""
+        if self.remoteClosed:
+            raise ValueError("a channel is closed twice")
+        self.remoteClosed = True
+        if not self.localClosed:
+            self._send_close()
+        self.conn.forget(self)
+        self._outgoing.clear()
+        if not self.opened.called:
+            self._lost = True
+            self.opened.errback(ChannelRefused(self._refusal("the SSH server closed it at once", ""), 0))
+            return
+        if self._close_reason is None:
+            self._close_reason = Failure(self._why_closed())
+        # A paused reader still gets what is left, and then the end: but only data can keep the end from it.
+        if self._protocol is not None and not self._incoming:
+            self._tell_end()
+
+    def _why_closed(self) -> Exception:
+        if self._reports_exit and not self.disconnecting:
+            return self._exit_reason()
+        if self._eof_received or self.disconnecting or self._eof_sent:
+            return ConnectionDone()
+        return ConnectionLost(f"{self.what} was closed before its end")
+
+    def _exit_reason(self) -> Exception:
+        if self.exit_status == 0:
+            return ConnectionDone()
+        if self._signal:
+            how = f"was ended by signal {self._signal.decode('ascii', 'replace')}"
+        elif self.exit_status is None:
+            how = "ended without an exit status"
+        else:
+            how = f"ended with status {self.exit_status}"
+        stderr = self._stderr.decode("utf-8", "replace").strip()
+        return CommandFailed(
+            f"On the remote host, {self.what} {how}" + (f": {stderr}" if stderr else "."), self.exit_status
+        )
+
+    def requestReceived(self, requestType: bytes, data: bytes) -> bool:
+        """Take the exit status (RFC 4254, section 6.10); nothing else means anything here."""
+        if requestType == b"exit-status":
+            (self.exit_status,) = _UINT32.unpack_from(data)
+            return True
+        if requestType == b"exit-signal":
+            self._signal, _ = getNS(data)
+            return True
+        return False
+
+    def connection_gone(self, reason: Exception) -> None:
+        """The SSH connection is lost, and the channel with it."""
+        self.localClosed = self.remoteClosed = True
+        if not self.opened.called:
+            self._lost = True
+            self.opened.errback(reason)
+        elif not self._lost:
+            self._tell_lost(self._close_reason or Failure(ConnectionLost(str(reason))))
+
+    # -- to the peer
+
+    def write(self, data: bytes) -> None:
+        """Send data; what cannot be sent yet is kept, and the producer, if there is one, paused."""
+        if not data or self._lost or self.disconnecting or self._eof_wanted or self.remoteClosed:
+            return
+        if self._outgoing:
+            self._outgoing.append(memoryview(data))
+            return
+        with self.conn.transport.batch():
+            self._send(memoryview(data))
+        self._mind_producer()
+
+    def writeSequence(self, data: Iterable[bytes]) -> None:
+        """Send several pieces of data."""
+        self.write(b"".join(data))
+
+    def _send(self, data: memoryview) -> None:
+        """Send as much as the window and the transport allow, and keep the rest in front of what is kept already."""
+        transport = self.conn.transport
+        position, size = 0, len(data)
+        while position < size and self.remoteWindowLeft and transport.may_send:
+            part = data[position : position + min(self.remoteMaxPacket, self.remoteWindowLeft)]
+            transport.send_channel_data(self.remote_id, part)
+            position += len(part)
+            self.remoteWindowLeft -= len(part)
+        if position < size:
+            self._outgoing.appendleft(data[position:])
+
+    def _mind_producer(self) -> None:
+        """Pause or resume the producer, and remember to come back when it is the transport that is full."""
+        transport = self.conn.transport
+        blocked = bool(self._outgoing) or not transport.may_send
+        if blocked and not transport.may_send:
+            self.conn.wait_to_send(self)
+        if self._producer is None:
+            return
+        if not self._streaming:
+            if not blocked and not self._pull_scheduled:
+                self._pull_scheduled = True
+                self._clock.callLater(0, self._pull)
+        elif blocked and not self._producer_paused:
+            self._producer_paused = True
+            self._producer.pauseProducing()
+        elif not blocked and self._producer_paused:
+            self._producer_paused = False
+            self._producer.resumeProducing()
+
+    def _pull(self) -> None:
+        """Ask a pull producer for its next piece: one for each turn of the reactor, while there is room."""
+        self._pull_scheduled = False
+        if self._producer is not None and not self._outgoing and self.conn.transport.may_send:
+            self._producer.resumeProducing()
+
+    def pump(self) -> None:
+        """Go on sending: there is room in the window or in the transport."""
+        if self.localClosed or not self.open:
+            return
+        with self.conn.transport.batch():
+            while self._outgoing and self.remoteWindowLeft and self.conn.transport.may_send:
+                self._send(self._outgoing.popleft())
+        if not self._outgoing:
+            self._finish_writing()
+        if not self.localClosed:
+            self._mind_producer()
+
+    def addWindowBytes(self, data: int) -> None:
+        """The peer takes so many bytes more."""
+        self.remoteWindowLeft += data
+        if self.remoteWindowLeft > 0xFFFF_FFFF:
+            raise ValueError("a window of more than 2**32 - 1 bytes")
+        if self._outgoing or self._producer_paused:
+            self.pump()
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """Let a producer write here, paused and resumed as there is room."""
+        if self._producer is not None:
+            raise RuntimeError(f"{self.what} already has the producer {self._producer!r}")
+        if self._lost or self.disconnecting:
+            producer.stopProducing()
+            return
+        self._producer = producer
+        self._streaming = streaming
+        self._producer_paused = False
+        self._mind_producer()
+
+    def unregisterProducer(self) -> None:
+        """The producer has written everything."""
+        self._producer = None
+        self._producer_paused = False
+        if not self._outgoing and self.open and not self.localClosed:
+            self._finish_writing()
+
+    def loseWriteConnection(self) -> None:
+        """Send the end of data after what was written; the other direction goes on."""
+        if self._eof_wanted or self._lost:
+            return
+        self._eof_wanted = True
+        if not self._outgoing:
+            self._finish_writing()
+
+    def loseConnection(self, _reason: object = None) -> None:
+        """Close the channel after what was written (and, with a pull producer, after what that still has)."""
+        if self.disconnecting or self._lost:
+            return
+        self.disconnecting = True
+        if not self._outgoing:
+            self._finish_writing()
+
+    def abortConnection(self) -> None:
+        """Close the channel now; what was not sent yet is not sent, and what came is not delivered."""
+        if self._lost:
+            return
+        self.disconnecting = True
+        self._outgoing.clear()
+        self._incoming.clear()
+        if not self.localClosed:
+            self._send_close()
+        self._tell_lost(Failure(ConnectionAborted()))
+
+    def _finish_writing(self) -> None:
+        """Everything written was sent: send the end that was asked for."""
+        if self.localClosed or not self.open:
+            return
+        if self.disconnecting and (self._producer is None or self._streaming):
+            self._send_close()
+        elif self._eof_wanted and not self._eof_sent:
+            self._eof_sent = True
+            self.conn.transport.sendPacket(conch.MSG_CHANNEL_EOF, _UINT32.pack(self.remote_id))
+            if self._protocol is not None and IHalfCloseableProtocol.providedBy(self._protocol):
+                self._tell(lambda protocol: IHalfCloseableProtocol(protocol).writeConnectionLost())
+            self._close_when_done()
+
+    def _close_when_done(self) -> None:
+        """Both directions have ended: nothing can happen any more. (A command still has its exit status to tell.)"""
+        if self._eof_sent and self._eof_told and not self._reports_exit and not self.localClosed:
+            self._send_close()
+
+    def _send_close(self) -> None:
+        self.localClosed = True
+        self.conn.transport.sendPacket(conch.MSG_CHANNEL_CLOSE, _UINT32.pack(self.remote_id))
+
+    # -- the rest of ITransport
+
+    @property
+    def _clock(self) -> IReactorTime:
+        return self.conn.transport.clock
+
+    def getHost(self) -> IAddress:
+        """This end of the SSH connection."""
+        return SSHTransportAddress(self.conn.transport.transport.getHost())
+
+    def getPeer(self) -> IAddress:
+        """What the channel leads to."""
+        if self._address is not None:
+            return self._address
+        return SSHTransportAddress(self.conn.transport.transport.getPeer())
+
+    def logPrefix(self) -> str:
+        """For log lines about what happens on this channel."""
+        return self.what

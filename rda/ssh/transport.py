@@ -1,0 +1,788 @@
+"""The SSH transport that everything of rda's goes through (RFC 4253): fast, strict and typed.
+
+:class:`ClientTransport` is a Conch client transport as far as Conch's services can tell (``sendPacket``,
+``requestService``, ``setService``, ``sessionID``, …), so that user authentication can be Conch's. The packet layer and
+the key exchange are rda's own: :mod:`rda.ssh.packets`, :mod:`rda.ssh.ciphers` and :mod:`rda.ssh.kex` are pure, and
+this module gives them a network, a clock and an order of events::
+
+    version ─▶ KEXINIT ─▶ key exchange ─▶ host key verified ─▶ NEWKEYS ─▶ authenticate() ─▶ ready fires
+                 ▲                                                │
+                 └──── again after so many bytes or seconds ◀─────┘
+
+What differs from Conch, and why:
+
+* Incoming and outgoing keys change separately, at the two NEWKEYS, as the RFC says. While the host key is being
+  verified nothing more is parsed, so a slow verification cannot mix up the keys.
+* Whatever the peer sends that it may not send ends the connection with a reason; nothing is ignored during the first
+  key exchange of a strict server (CVE-2023-48795).
+* Channel data takes a short way: a packet is decrypted into a buffer and a view of it goes to its channel. All data of
+  one read reaches each channel in one piece, and all packets that are sent meanwhile leave with one write.
+* The socket's back-pressure reaches the channels (:attr:`ClientTransport.may_send`); nothing piles up here.
+
+Bytes leave through ``transport.write`` and nothing else, so that the transport may as well be a channel of another SSH
+connection (a jump host) or a process (ProxyCommand). Writing to the socket directly would save a copy, and was found to
+gain little once a batch leaves with one write.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from twisted.conch.ssh import transport as conch
+from twisted.conch.ssh.common import NS, getNS
+from twisted.conch.ssh.service import SSHService
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from rda import __version__
+from rda.errors import HostKeyRefused, LinkDown, LoginFailed, RdaError
+from rda.ssh import ciphers as protection
+from rda.ssh import kex
+from rda.ssh.channels import MSG_CHANNEL_DATA, Connection
+from rda.ssh.keys import CERTIFICATE_SUFFIX, KeyUnreadable, fingerprint, key_type, public_key
+from rda.ssh.packets import MalformedPacket, PacketReader, PacketWriter
+
+__all__ = ["Algorithms", "ClientTransport", "HostKeys", "Options"]
+
+#: Bytes in one direction after which new keys are agreed on. RFC 4253 (section 9) recommends a gigabyte, which was
+#: written for 64-bit blocks; RFC 4344 (section 3.2) allows 2**32 blocks of AES, 64 GiB. Between them, at one pause of a
+#: round trip each.
+REKEY_BYTES = 4 << 30
+
+#: Seconds after which new keys are agreed on even if little was sent (RFC 4253, section 9: one hour).
+REKEY_SECONDS = 3600.0
+
+#: Packets in one direction after which new keys are agreed on: sequence numbers must not repeat under one key
+#: (RFC 4344, section 3.1), and they wrap at 2**32.
+REKEY_PACKETS = 1 << 31
+
+#: Seconds from the connection to the started connection service: OpenSSH's LoginGraceTime is 120.
+HANDSHAKE_SECONDS = 60.0
+
+#: Seconds that a later key exchange may take before the connection is given up.
+REKEY_TIMEOUT = 60.0
+
+#: Seconds that a closing connection has to deliver its last words: a dead peer would keep it for ever.
+CLOSE_SECONDS = 5.0
+
+#: Bytes that the peer may send before its version (RFC 4253, section 4.2 allows lines in front of it), and the longest
+#: version line. OpenSSH reads up to 1024 lines of 8 KiB; nobody sends more than a screen.
+MAX_BANNER = 64 * 1024
+MAX_VERSION_LINE = 255
+
+#: Messages that wait for the end of a key exchange. They are window adjustments, requests and opened channels, no data:
+#: a few for each channel. More than this means that something is wrong, and ends the connection.
+MAX_BLOCKED = 20_000
+
+#: Bytes read from the socket at once, and the level of its write buffer above which channels pause.
+SOCKET_BUFFER = 256 * 1024
+
+#: The most text of a peer's disconnect message that is shown.
+MAX_REASON = 300
+
+_DATA_HEAD = struct.Struct(">BLL")
+_UINT32 = struct.Struct(">L")
+
+#: RFC 4253, section 7.1: what may still be sent between one's own KEXINIT and NEWKEYS.
+_ALLOWED_IN_EXCHANGE = (frozenset(range(1, 50)) - {5, 6, 7, 20}) | {conch.MSG_KEXINIT}
+
+#: What a peer may send between its KEXINIT and its NEWKEYS: not even that is accepted from a strict server at first.
+_TRANSPORT_NOISE = frozenset((conch.MSG_DISCONNECT, conch.MSG_IGNORE, conch.MSG_UNIMPLEMENTED, conch.MSG_DEBUG))
+_EXCHANGE_ONLY = frozenset((conch.MSG_DISCONNECT, conch.MSG_KEXINIT, conch.MSG_NEWKEYS, conch.MSG_KEXDH_REPLY))
+
+#: What parsing a malformed message raises, here and in Conch's services: the peer's fault, not a defect.
+_MALFORMED = (struct.error, IndexError, KeyError, ValueError, TypeError)
+
+
+class HostKeys(Protocol):
+    """Who the server has to be.
+
+    :ivar algorithms: host key algorithms to offer, best first.
+    """
+
+    algorithms: Sequence[bytes]
+
+    def verify(self, blob: bytes, fingerprint: str) -> Deferred[None]:
+        """Fire when the key, which the server has proved to own, is to be trusted.
+
+        :param blob: the public key or certificate as in RFC 4253, section 6.6.
+        :param fingerprint: ``SHA256:…``.
+        :raise HostKeyRefused: (the Deferred fails) when it is not.
+        """
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run the transport.
+
+    :ivar compression: ask for ``zlib@openssh.com``, which begins after the login.
+    :ivar rekey_bytes: bytes in one direction after which new keys are agreed on.
+    :ivar rekey_seconds: seconds after which new keys are agreed on.
+    :ivar handshake_seconds: from the connection until the connection service has started.
+    :ivar ciphers: what to offer, best first; names of :data:`rda.ssh.ciphers.CIPHERS`.
+    :ivar macs: what to offer, best first; names of :data:`rda.ssh.ciphers.MACS`.
+    :ivar exchanges: what to offer, best first; names of :data:`rda.ssh.kex.EXCHANGES`.
+    """
+
+    compression: bool = False
+    rekey_bytes: int = REKEY_BYTES
+    rekey_seconds: float = REKEY_SECONDS
+    handshake_seconds: float = HANDSHAKE_SECONDS
+    ciphers: tuple[bytes, ...] = tuple(protection.CIPHERS)
+    macs: tuple[bytes, ...] = tuple(protection.MACS)
+    exchanges: tuple[bytes, ...] = kex.supported_exchanges()
+
+
+@dataclass(frozen=True)
+class Algorithms:
+    """What was negotiated, for people. ``mac`` is empty for ciphers that bring their own authentication."""
+
+    key_exchange: str
+    host_key: str
+    cipher: str
+    mac: str
+    compression: str
+    strict: bool
+
+
+class _ProtocolError(Exception):
+    """The peer broke the rules; the code is one of RFC 4253, section 11.1."""
+
+    def __init__(self, message: str, code: int = conch.DISCONNECT_PROTOCOL_ERROR) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@implementer(IPushProducer)
+class ClientTransport(conch.SSHClientTransport):
+    """The client's side of one SSH connection, over any transport.
+
+    :param host_keys: which host keys to ask for, and the judge of the one that comes.
+    :param authenticate: called once with this transport and the connection service when the server has been verified;
+        it requests the user authentication service, which in the end starts the connection service.
+    :param clock: for timeouts, periodic rekeying and round trips.
+    :ivar ready: fires with the :class:`Connection` when its service has started; fails with an :class:`RdaError` that
+        says why it never did. Cancelling it ends the connection.
+    :ivar lost: fires with the :class:`RdaError` that says why the connection ended, when it has.
+    :ivar connection: the connection service.
+    :ivar algorithms: what was negotiated last, None before.
+    :ivar server_version: the server's identification, e.g. ``SSH-2.0-OpenSSH_10.0``; "" before it came.
+    :ivar server_sig_algs: the signature algorithms that the server takes from users (RFC 8308, section 3.1), None when
+        it does not say. There before user authentication starts.
+    :ivar congested: the socket's buffer is full.
+    """
+
+    transport: Any  # an ITransport that is an IConsumer and an IPushProducer too: a socket, a channel, a process
+    service: SSHService | None
+    _log = Logger()
+    ourVersionString = b"SSH-2.0-rda_" + __version__.encode("ascii")
+
+    def __init__(
+        self,
+        host_keys: HostKeys,
+        authenticate: Callable[[ClientTransport, Connection], None],
+        clock: IReactorTime,
+        options: Options | None = None,
+        connection: Connection | None = None,
+    ) -> None:
+        self._host_keys = host_keys
+        self._authenticate = authenticate
+        self.clock = clock
+        self._options = options or Options()
+        self.connection = connection or Connection()
+        self.ready: Deferred[Connection] = Deferred(self._cancelled)
+        self.lost: Deferred[RdaError] = Deferred()
+        self.algorithms: Algorithms | None = None
+        self.server_version = ""
+        self.server_sig_algs: frozenset[bytes] | None = None
+        self.congested = False
+        self._reader = PacketReader()
+        self._writer = PacketWriter()
+        self._batching = 0
+        self._early = b""  # what came before the server's version was complete
+        self._reason: RdaError | None = None
+        self._ended = False  # nothing is parsed or sent any more
+        self._is_ready = False
+        self._timer: IDelayedCall | None = None  # ends a handshake or rekey that takes too long
+        self._rekey_timer: IDelayedCall | None = None
+        self._reset_exchange()
+        self._strict = False
+        self._agreement: kex.Agreement | None = None
+        self._trusted_key = b""
+        self._compressing = False
+
+    def _reset_exchange(self) -> None:
+        self._our_proposal: kex.Proposal | None = None
+        self._our_kexinit = b""
+        self._their_kexinit = b""
+        self._exchange: kex.KeyExchange | None = None
+        self._next_opener: protection.Opener | None = None
+        self._ignore_guess = False
+        self._held = False  # nothing is parsed while the host key is being verified
+        self._blocked: list[tuple[int, bytes]] | None = None  # a list from our KEXINIT to our NEWKEYS
+
+    # -- life
+
+    def connectionMade(self) -> None:
+        """Send our version and the first KEXINIT."""
+        if hasattr(self.transport, "setTcpNoDelay"):
+            self.transport.setTcpNoDelay(True)
+        if hasattr(self.transport, "bufferSize"):
+            # A larger read means more packets in one batch: fewer, larger deliveries.
+            self.transport.bufferSize = SOCKET_BUFFER
+        self.transport.registerProducer(self, True)
+        self._timer = self.clock.callLater(self._options.handshake_seconds, self._too_slow, "log in")
+        self.transport.write(self.ourVersionString + b"\r\n")
+        self.sendKexInit()
+
+    def connectionLost(self, reason: Failure | None = None) -> None:
+        """Tell everybody that waits for something."""
+        self._ended = True
+        for timer in (self._timer, self._rekey_timer):
+            if timer is not None and timer.active():
+                timer.cancel()
+        self._timer = self._rekey_timer = None
+        if self._reason is None:
+            self._reason = LinkDown(f"The SSH connection to {self._peer()} was lost: {_text_of(reason)}.")
+        self._blocked = None
+        if self.service is not None:
+            service, self.service = self.service, None
+            service.serviceStopped()
+        if not self._is_ready:
+            self._is_ready = True
+            self.ready.errback(self._reason)
+        self.lost.callback(self._reason)
+
+    def fail(self, reason: RdaError, code: int = conch.DISCONNECT_BY_APPLICATION) -> None:
+        """End the connection for a reason that :attr:`ready` and :attr:`lost` then give.
+
+        :param code: what the server is told, of RFC 4253, section 11.1.
+        """
+        if self._ended:
+            return
+        if self._reason is None:
+            self._reason = reason
+        self.sendDisconnect(code, str(reason).encode("utf-8", "replace")[:MAX_REASON])
+
+    @property
+    def reason(self) -> RdaError:
+        """Why the connection is gone, or would be if it were now."""
+        return self._reason or LinkDown(f"The SSH connection to {self._peer()} is closed.")
+
+    def sendDisconnect(self, reason: int, desc: bytes) -> None:
+        """Send a disconnect message and close; nothing that comes after is looked at."""
+        if self._ended:
+            return
+        self.sendPacket(conch.MSG_DISCONNECT, _UINT32.pack(reason) + NS(desc) + NS(b""))
+        self._end()
+
+    def loseConnection(self) -> None:
+        """Close the connection in order: the server is told."""
+        self.fail(LinkDown(f"The SSH connection to {self._peer()} was closed by rda."))
+
+    def abortConnection(self) -> None:
+        """Close the connection at once, without a word."""
+        self._ended = True
+        abort = getattr(self.transport, "abortConnection", self.transport.loseConnection)
+        abort()
+
+    def _end(self) -> None:
+        """Stop parsing and sending, and close what we run over once it has taken what was written."""
+        self._batching = 0
+        if self._writer.pending:
+            self.transport.write(self._writer.take())
+        self._ended = True
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._timer = self.clock.callLater(CLOSE_SECONDS, self.abortConnection)
+        # A producer that never finishes would keep some transports from closing.
+        self.transport.unregisterProducer()
+        self.transport.loseConnection()
+
+    def _cancelled(self, ready: Deferred[Connection]) -> None:
+        self._is_ready = True
+        self.fail(LinkDown("The attempt to connect was given up."))
+        ready.errback(CancelledError())
+
+    def _too_slow(self, what: str) -> None:
+        self._timer = None
+        # The peer does not answer: waiting for it to take a disconnect message would be waiting again.
+        self._reason = self._reason or LinkDown(f"{self._peer()} took too long to {what}.")
+        self.abortConnection()
+
+    def _peer(self) -> str:
+        peer: Any = self.transport.getPeer() if self.transport is not None else None
+        while hasattr(peer, "address"):
+            peer = peer.address
+        host = getattr(peer, "host", None) or getattr(peer, "hostname", None)
+        if host is None:
+            return "the server"
+        name = host.decode("ascii", "replace") if isinstance(host, bytes) else host
+        return f"[{name}]:{peer.port}" if ":" in name else f"{name}:{peer.port}"
+
+    # -- the socket's back-pressure, as its producer
+
+    @property
+    def may_send(self) -> bool:
+        """Whether channel data may be sent now: the socket takes more, and no key exchange is under way."""
+        return not self.congested and self._blocked is None and not self._ended
+
+    def pauseProducing(self) -> None:
+        """The socket's buffer is full: channels keep what they have."""
+        self.congested = True
+
+    def resumeProducing(self) -> None:
+        """The socket takes more: let the channels that wait go on, each in its turn."""
+        self.congested = False
+        self._let_channels_send()
+
+    def stopProducing(self) -> None:
+        """The socket is gone; ``connectionLost`` follows."""
+        self.congested = True
+
+    def _let_channels_send(self) -> None:
+        if self.may_send and self.service is self.connection:
+            self._batching += 1
+            try:
+                self.connection.send_waiting()
+            finally:
+                self._unbatch()
+
+    # -- sending
+
+    def sendPacket(self, messageType: int, payload: bytes) -> None:
+        """Send one message; during a key exchange it waits for the end of that if it has to."""
+        if self._ended:
+            return
+        if self._blocked is not None and messageType not in _ALLOWED_IN_EXCHANGE:
+            self._blocked.append((messageType, payload))
+            if len(self._blocked) > MAX_BLOCKED:
+                self.fail(LinkDown(f"Too much waits for the end of a key exchange with {self._peer()}."))
+            return
+        self._writer.put(bytes((messageType,)), payload)
+        if not self._batching or self._writer.full:
+            self.flush()
+
+    def send_channel_data(self, recipient: int, data: memoryview) -> None:
+        """Send one CHANNEL_DATA message. The channel has looked at its window and at :attr:`may_send`."""
+        self._writer.put(_DATA_HEAD.pack(MSG_CHANNEL_DATA, recipient, len(data)), data)
+        if not self._batching or self._writer.full:
+            self.flush()
+
+    def batch(self) -> _Batch:
+        """A context in which packets gather, to leave with one write at its end."""
+        return _Batch(self)
+
+    def flush(self) -> None:
+        """Hand what has gathered to the socket."""
+        if self._writer.pending and not self._ended:
+            self.transport.write(self._writer.take())
+            if self._writer.octets > self._options.rekey_bytes or self._writer.packets > REKEY_PACKETS:
+                self._rekey()
+
+    def _unbatch(self) -> None:
+        # _end() sets the count to zero: there is nothing to send any more.
+        self._batching = max(0, self._batching - 1)
+        if not self._batching:
+            self.flush()
+
+    # -- receiving
+
+    def dataReceived(self, data: bytes) -> None:
+        """Take what came from the network."""
+        if self._ended:
+            return
+        self._batching += 1
+        try:
+            if self.gotVersion:
+                self._reader.feed(data)
+            elif not self._read_version(data):
+                return
+            self._read_packets()
+        except _ProtocolError as error:
+            self._broken(str(error), error.code)
+        finally:
+            self._unbatch()
+
+    def _broken(self, what: str, code: int) -> None:
+        self.fail(LinkDown(f"{self._peer()} does not keep to the SSH protocol: {what}."), code)
+
+    def _read_version(self, data: bytes) -> bool:
+        """Look for the server's version (RFC 4253, section 4.2); True when it is there."""
+        self._early += data
+        while b"\n" in self._early:
+            line, _, self._early = self._early.partition(b"\n")
+            if line.startswith(b"SSH-"):
+                self._take_version(line.rstrip(b"\r"))
+                early, self._early = self._early, b""
+                self._reader.feed(early)
+                return True
+            self._banner_bytes += len(line) + 1
+        if self._banner_bytes + len(self._early) > MAX_BANNER:
+            raise _ProtocolError("no SSH version in the first 64 KiB")
+        return False
+
+    _banner_bytes = 0
+
+    def _take_version(self, line: bytes) -> None:
+        shown = line[:MAX_VERSION_LINE].decode("ascii", "backslashreplace")
+        if len(line) > MAX_VERSION_LINE or not line.startswith((b"SSH-2.0-", b"SSH-1.99-")):
+            raise _ProtocolError(f"unsupported version {shown}", conch.DISCONNECT_PROTOCOL_VERSION_NOT_SUPPORTED)
+        self.gotVersion = True
+        self.otherVersionString = line
+        self.server_version = shown
+
+    def _read_packets(self) -> None:
+        """Take all whole packets there are; deliver the channels' data in the order it came, in one piece for each."""
+        reader, sinks = self._reader, self.connection.sinks
+        touched: list[_Sink] = []
+        try:
+            while not self._held and not self._ended and reader.next():
+                body = reader.body
+                if body[0] == MSG_CHANNEL_DATA and len(body) >= 9:
+                    _, number, size = _DATA_HEAD.unpack_from(body)
+                    sink = sinks.get(number)
+                    if sink is not None:
+                        if size + 9 > len(body) or not sink.accepts(size):
+                            raise _ProtocolError("channel data beyond its window")
+                        if sink.gather(body[9 : 9 + size]):
+                            touched.append(sink)
+                        continue
+                # Whatever else it is comes after the data before it.
+                self._deliver(touched)
+                self._dispatch(body[0], bytes(body[1:]))
+        except MalformedPacket as error:
+            code = conch.DISCONNECT_MAC_ERROR if error.tampered else conch.DISCONNECT_PROTOCOL_ERROR
+            raise _ProtocolError(str(error), code) from None
+        finally:
+            self._deliver(touched)
+            reader.rewind()
+        if reader.octets > self._options.rekey_bytes or reader.packets > REKEY_PACKETS:
+            self._rekey()
+
+    @staticmethod
+    def _deliver(touched: list[_Sink]) -> None:
+        for sink in touched:
+            sink.deliver()
+        touched.clear()
+
+    def _dispatch(self, number: int, payload: bytes) -> None:
+        """Let the right method see one message, if it may come now."""
+        if self._their_kexinit or self.algorithms is None:
+            self._check_order(number)
+        try:
+            self.dispatchMessage(number, payload)
+        except _MALFORMED as error:
+            self._log.debug("malformed message {number}: {error!r}", number=number, error=error)
+            raise _ProtocolError(f"message {number} is malformed") from None
+        except _ProtocolError:
+            raise
+        except Exception:
+            self._log.failure("message {number} could not be processed", number=number)
+            raise _ProtocolError(f"message {number} could not be processed") from None
+
+    def _check_order(self, number: int) -> None:
+        """During a key exchange, refuse what may not come (RFC 4253, section 7.1; OpenSSH's PROTOCOL, section 1.10)."""
+        if number in _EXCHANGE_ONLY:
+            return
+        if self.algorithms is None and self._strict:
+            raise _ProtocolError(f"message {number} during the first key exchange")
+        if number not in _TRANSPORT_NOISE:
+            raise _ProtocolError(f"message {number} during a key exchange")
+
+    def sendUnimplemented(self) -> None:
+        """Say that the message being processed is not understood, by its number."""
+        self.sendPacket(conch.MSG_UNIMPLEMENTED, _UINT32.pack((self._reader.sequence - 1) & 0xFFFF_FFFF))
+
+    # -- key exchange
+
+    def sendKexInit(self) -> None:
+        """Begin a key exchange, or answer the server's beginning of one (RFC 4253, section 7.1)."""
+        offered = self._options
+        markers = () if self.sessionID else (kex.EXT_INFO_CLIENT, kex.STRICT_CLIENT)
+        compressions = (b"zlib@openssh.com", b"none") if offered.compression else (b"none",)
+        self._our_proposal = kex.Proposal(
+            offered.exchanges + markers,
+            tuple(self._host_keys.algorithms),
+            offered.ciphers,
+            offered.ciphers,
+            offered.macs,
+            offered.macs,
+            compressions,
+            compressions,
+        )
+        message = self._our_proposal.encode(os.urandom(kex.COOKIE_SIZE))
+        self._our_kexinit = bytes((conch.MSG_KEXINIT,)) + message
+        self.sendPacket(conch.MSG_KEXINIT, message)
+        self._blocked = []
+
+    def _rekey(self) -> None:
+        """Begin a key exchange of our own, unless one is under way or it is too early."""
+        if self._our_kexinit or self._their_kexinit or self._ended or self.service is not self.connection:
+            return
+        self._timer = self.clock.callLater(REKEY_TIMEOUT, self._too_slow, "agree on new keys")
+        self.sendKexInit()
+
+    def ssh_KEXINIT(self, packet: bytes) -> None:
+        """The server's proposal: agree, and send our half of the exchange."""
+        if self._their_kexinit:
+            raise _ProtocolError("a second KEXINIT in one key exchange")
+        first = self.sessionID is None
+        try:
+            theirs = kex.Proposal.parse(packet)
+        except kex.Malformed as error:
+            raise _ProtocolError(str(error)) from None
+        if first:
+            self._strict = kex.STRICT_SERVER in theirs.exchanges
+            if self._strict and self._reader.sequence != 1:
+                raise _ProtocolError("a message before the first KEXINIT")
+        self._their_kexinit = bytes((conch.MSG_KEXINIT,)) + packet
+        if not self._our_kexinit:
+            self._timer = self.clock.callLater(REKEY_TIMEOUT, self._too_slow, "agree on new keys")
+            self.sendKexInit()
+        assert self._our_proposal is not None
+        try:
+            agreed = kex.negotiate(self._our_proposal, theirs)
+        except kex.Disagreement as error:
+            # A person has to change something on one of the two sides: trying again would not.
+            reason = LoginFailed(f"rda cannot talk to the SSH server at {self._peer()}: {error}.")
+            self.fail(reason, conch.DISCONNECT_KEY_EXCHANGE_FAILED)
+            return
+        self._agreement = agreed
+        self._ignore_guess = agreed.guessed_wrong
+        self._exchange = kex.EXCHANGES[agreed.exchange]()
+        self.sendPacket(conch.MSG_KEXDH_INIT, self._exchange.public)
+
+    def ssh_KEX_DH_GEX_GROUP(self, packet: bytes) -> None:
+        """The server's half, for every method that is offered: message 31 is only *named* after another one."""
+        exchange, agreed = self._exchange, self._agreement
+        if exchange is None or agreed is None or self._held:
+            raise _ProtocolError("a key exchange reply that nobody waits for")
+        if self._ignore_guess:
+            self._ignore_guess = False
+            return
+        blob, rest = getNS(packet)
+        try:
+            public, secret, rest = exchange.finish(rest)
+        except kex.Malformed as error:
+            raise _ProtocolError(str(error), conch.DISCONNECT_KEY_EXCHANGE_FAILED) from None
+        signature, _ = getNS(rest)
+        exchanged = kex.Exchanged(
+            self.ourVersionString,
+            self.otherVersionString,
+            self._our_kexinit,
+            self._their_kexinit,
+            blob,
+            exchange.public,
+            public,
+            secret,
+        )
+        digest = kex.exchange_hash(exchange.hash_name, exchanged)
+        self._check_signature(blob, agreed.host_key, signature, digest)
+        self._exchange = None
+        self._verify_host(blob, lambda: self._use_keys(agreed, exchange.hash_name, secret, digest))
+
+    def ssh_KEX_DH_GEX_REPLY(self, packet: bytes) -> None:
+        """Group exchange is not offered."""
+        raise _ProtocolError("a group exchange reply that nobody waits for")
+
+    def _check_signature(self, blob: bytes, algorithm: bytes, signature: bytes, digest: bytes) -> None:
+        """See that the server owns the key, and that key and signature are of the kind that was agreed on."""
+        expected = algorithm.removesuffix(CERTIFICATE_SUFFIX)
+        kind = b"ssh-rsa" if expected in (b"rsa-sha2-256", b"rsa-sha2-512") else expected
+        certified = CERTIFICATE_SUFFIX if algorithm.endswith(CERTIFICATE_SUFFIX) else b""
+        try:
+            good = (
+                key_type(blob) == kind + certified
+                and getNS(signature)[0] == expected
+                and public_key(blob).verify(signature, digest)
+            )
+        except (KeyUnreadable, *_MALFORMED):
+            good = False
+        if not good:
+            raise _ProtocolError(
+                "the signature of its host key is wrong (is somebody between rda and the server?)",
+                conch.DISCONNECT_KEY_EXCHANGE_FAILED,
+            )
+
+    def _verify_host(self, blob: bytes, go_on: Callable[[], None]) -> None:
+        """Ask whether this key is to be trusted; meanwhile nothing is parsed, and the socket is not read."""
+        if self.sessionID is not None:
+            if blob != self._trusted_key:
+                raise _ProtocolError("another host key in the middle of the connection")
+            go_on()
+            return
+        self._held = True
+        self.transport.pauseProducing()
+
+        def trusted(_: None) -> None:
+            if self._ended:
+                return
+            self._held = False
+            self._trusted_key = blob
+            self._batching += 1
+            try:
+                go_on()
+                self.transport.resumeProducing()
+                self._read_packets()
+            except _ProtocolError as error:
+                self._broken(str(error), error.code)
+            finally:
+                self._unbatch()
+
+        def refused(failure: Failure) -> None:
+            if not failure.check(RdaError):
+                self._log.failure("the host key could not be verified", failure)
+                reason: RdaError = HostKeyRefused(f"The host key of {self._peer()} could not be verified.")
+            else:
+                reason = failure.value  # type: ignore[assignment]
+            # Closing needs the socket to be read: that is how the peer's end is noticed.
+            self.transport.resumeProducing()
+            self.fail(reason, conch.DISCONNECT_HOST_KEY_NOT_VERIFIABLE)
+
+        verified = self._host_keys.verify(blob, fingerprint(blob))
+        verified.addCallbacks(trusted, refused)
+        verified.addErrback(lambda failure: self._log.failure("after the key exchange", failure))
+
+    def _use_keys(self, agreed: kex.Agreement, hash_name: str, secret: bytes, digest: bytes) -> None:
+        """Send NEWKEYS, and from there on use the new keys; the other direction follows with the server's NEWKEYS."""
+        if self.sessionID is None:
+            self.sessionID = digest
+        derive = kex.derive(hash_name, secret, digest, self.sessionID)
+        self._next_opener = protection.opener(agreed.cipher_in, agreed.mac_in, derive)
+        self.sendPacket(conch.MSG_NEWKEYS, b"")
+        self._writer.change_keys(protection.sealer(agreed.cipher_out, agreed.mac_out, derive), self._strict)
+        if self._compressing:
+            self._writer.compressed(agreed.compression_out != b"none")
+        self._our_kexinit = b""
+        blocked, self._blocked = self._blocked, None
+        for number, payload in blocked or ():
+            self.sendPacket(number, payload)
+
+    def ssh_NEWKEYS(self, packet: bytes) -> None:
+        """From here on the server uses the new keys."""
+        agreed, opener = self._agreement, self._next_opener
+        if opener is None or agreed is None or packet:
+            raise _ProtocolError("NEWKEYS at a wrong time")
+        self._reader.change_keys(opener, self._strict)
+        if self._compressing:
+            self._reader.compressed(agreed.compression_in != b"none")
+        first = self.algorithms is None
+        self.algorithms = _describe(agreed, self._strict)
+        self._reset_exchange()
+        self._schedule_rekey()
+        if first:
+            self._authenticate(self, self.connection)
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._let_channels_send()
+
+    def _schedule_rekey(self) -> None:
+        if self._rekey_timer is not None and self._rekey_timer.active():
+            self._rekey_timer.cancel()
+        self._rekey_timer = self.clock.callLater(self._options.rekey_seconds, self._rekey)
+
+    # -- services
+
+    def setService(self, service: SSHService) -> None:
+        """Start a service. The connection service is started by the end of the login, which also starts compression."""
+        starts = service is self.connection and self.service is not service
+        if starts and self._agreement is not None:
+            self._compressing = True
+            self._writer.compressed(self._agreement.compression_out != b"none")
+            self._reader.compressed(self._agreement.compression_in != b"none")
+        super().setService(service)
+        if starts and not self._is_ready:
+            self._is_ready = True
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            self.ready.callback(self.connection)
+
+    def ssh_SERVICE_ACCEPT(self, packet: bytes) -> None:
+        """The server starts the service that was asked for."""
+        wanted = getattr(self, "instance", None)
+        if wanted is None or (packet and getNS(packet)[0] != wanted.name):
+            raise _ProtocolError("a service was accepted that nobody asked for")
+        del self.instance
+        self.setService(wanted)
+
+    def ssh_EXT_INFO(self, packet: bytes) -> None:
+        """What else the server can do (RFC 8308); ``server-sig-algs`` is what matters."""
+        super().ssh_EXT_INFO(packet)
+        algorithms = self.peerExtensions.get(b"server-sig-algs")
+        if algorithms is not None:
+            self.server_sig_algs = frozenset(algorithms.split(b","))
+
+    def ssh_DISCONNECT(self, packet: bytes) -> None:
+        """The server ends the connection, and says why."""
+        (code,) = _UINT32.unpack_from(packet)
+        text = getNS(packet[4:])[0][:MAX_REASON].decode("utf-8", "replace").strip()
+        if self._reason is None:
+            said = text or f"code {code}"
+            self._reason = LinkDown(f"The SSH server at {self._peer()} ended the connection: {said}")
+        self._end()
+
+    def receiveUnimplemented(self, seqnum: int) -> None:
+        """The server did not understand something: nothing that rda depends on."""
+        self._log.debug("the server did not understand packet {number}", number=seqnum)
+
+    def isEncrypted(self, direction: str = "out") -> bool:
+        """Whether the connection is encrypted: Conch's user authentication asks before it sends a password."""
+        return self.algorithms is not None
+
+    isVerified = isEncrypted
+
+    def ping(self) -> Deferred[float]:
+        """Ask the server for a sign of life (``keepalive@openssh.com``).
+
+        :returns: fires with the round trip in seconds, whatever the answer was; fails with the reason when the
+            connection is lost first.
+        """
+        return self.connection.ping()
+
+
+class _Sink(Protocol):
+    """Where channel data goes; see :class:`rda.ssh.channels.StreamChannel`."""
+
+    def accepts(self, size: int) -> bool: ...
+    def gather(self, data: memoryview) -> bool: ...
+    def deliver(self) -> None: ...
+
+
+class _Batch:
+    """See :meth:`ClientTransport.batch`."""
+
+    def __init__(self, transport: ClientTransport) -> None:
+        self._transport = transport
+
+    def __enter__(self) -> None:
+        self._transport._batching += 1
+
+    def __exit__(self, *exception: object) -> None:
+        self._transport._unbatch()
+
+
+def _describe(agreed: kex.Agreement, strict: bool) -> Algorithms:
+    """The client-to-server direction stands for both: they differ only with exotic servers."""
+    return Algorithms(
+        key_exchange=agreed.exchange.decode("ascii"),
+        host_key=agreed.host_key.decode("ascii"),
+        cipher=agreed.cipher_out.decode("ascii"),
+        mac=agreed.mac_out.decode("ascii"),
+        compression=agreed.compression_out.decode("ascii"),
+        strict=strict,
+    )
+
+
+def _text_of(reason: Failure | None) -> str:
+    return reason.getErrorMessage().rstrip(".") if reason is not None else "it was closed"
