@@ -5,16 +5,12 @@ from __future__ import annotations
 import atexit
 import functools
 import os
-import queue
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,13 +20,11 @@ from typing import Any
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.live.host import RemoteHost, wait_until
+from tests.live.process import RdaProcess, free_port, throwaway_options
 from tests.live.rootfs import Unsupported
 
 #: Seconds that a docker command may take before the test gives it up as hung.
 COMMAND_SECONDS = 120.0
-
-#: Seconds from the start of rda until it says how to reach it.
-READY_SECONDS = 20.0
 
 MEBIBYTE = 1 << 20
 
@@ -63,14 +57,6 @@ def shared_rda() -> Rda:
     return rda
 
 
-def free_port() -> int:
-    """Return a port of 127.0.0.1 that nothing listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
 def is_open(port: int, address: str = "127.0.0.1") -> bool:
     """Tell whether something accepts connections at a local port."""
     try:
@@ -86,8 +72,8 @@ def fetch(port: int, path: str = "", timeout: float = 10) -> str:
         return answer.read().decode()
 
 
-class Rda:
-    """An rda in a process of its own, started as a user starts it. Its state directory stays when it is stopped.
+class Rda(RdaProcess):
+    """An rda for tests, whose state directory stays when it is stopped.
 
     :param host: where the daemon is.
     :param options: command line options by name, replacing the usual ones; None leaves one out.
@@ -97,78 +83,12 @@ class Rda:
         self.host = host
         self.port = free_port()
         self.state = Path(options.get("state_dir") or tempfile.mkdtemp(prefix="rda-live-"))
-        usual: dict[str, str | None] = {
-            "remote": f"{host.user}@{host.address}:22",
-            "identity": str(host.key),
-            "known_hosts": str(host.known_hosts),
-            "ssh_config": "none",
+        usual = {
+            **throwaway_options(host),
             "listen": f"tcp:{self.port}:interface=127.0.0.1",
             "state_dir": str(self.state),
         }
-        chosen = {k: v for k, v in {**usual, **options}.items() if v is not None}
-        words = [word for k, v in chosen.items() for word in (f"--{k.replace('_', '-')}", v)]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("DOCKER_", "SSH_AUTH_"))}
-        twistd = [str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", "rda"]
-        self.process = subprocess.Popen(
-            [*twistd, *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-            # Not the project's directory: the installed plugin is what is tested.
-            cwd="/",
-        )
-        self.lines: list[str] = []
-        self._news: queue.Queue[str | None] = queue.Queue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line)
-            self._news.put(line)
-        self._news.put(None)
-
-    def wait_end(self, seconds: float = READY_SECONDS) -> int:
-        """Return the exit code of an rda that ends by itself, when all its output is there too."""
-        code = self.process.wait(seconds)
-        self._reader.join(seconds)
-        return code
-
-    @property
-    def output(self) -> str:
-        """All that rda has printed."""
-        return "".join(self.lines)
-
-    def wait_line(self, pattern: str, seconds: float = READY_SECONDS) -> str:
-        """Return the next line of rda's output that matches; AssertionError when it ends or time is up first."""
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                line = self._news.get(timeout=max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                line = None
-            if line is None:
-                raise AssertionError(f"rda did not print {pattern!r} within {seconds:g} s:\n{self.output}")
-            if re.search(pattern, line):
-                return line
-
-    def wait_ready(self) -> None:
-        """Return when rda has said how to reach it."""
-        self.wait_line("DOCKER_HOST=")
-
-    def stop(self) -> int:
-        """End rda as its supervisor would; return its exit code."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(20)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                raise AssertionError(f"rda did not end within 20 s of SIGTERM:\n{self.output}") from None
-        return self.wait_end()
+        super().__init__({**usual, **options})
 
     @property
     def environment(self) -> dict[str, str]:

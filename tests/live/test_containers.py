@@ -140,7 +140,9 @@ class Follow(LiveTestCase):
 
     def test_attach(self):
         """``attach`` shows output from then on, passes input, and ends with the container."""
-        self.rda.docker("run", "-d", "-i", "--name", "echo", "busybox", "sh", "-c", "read word; echo got $word; sleep 1; exit 5")
+        self.rda.docker(
+            "run", "-d", "-i", "--name", "echo", "busybox", "sh", "-c", "read word; echo got $word; sleep 1; exit 5"
+        )
         done = self.rda.docker("attach", "echo", input=b"this\n", check=False)
         self.assertEqual((done.stdout, done.returncode), (b"got this\n", 5))
 
