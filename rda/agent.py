@@ -6,21 +6,23 @@ import os
 import re
 import resource
 import secrets
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from twisted.application.service import MultiService, Service
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IAddress, IListeningPort
+from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from rda.api import DaemonAPI
 from rda.config import Config, Context
 from rda.containers import Containers
-from rda.docker.binds import Rules
+from rda.docker.binds import Rules, System
+from rda.docker.sources import Sources
 from rda.forwards import Forwards
 from rda.proxy.pages import Pages
 from rda.proxy.server import DockerSite
@@ -88,10 +90,10 @@ class ContextAgent(Service):
         self._link = link = Link(reactor, context.remote, context.docker)
         self._api = api = DaemonAPI(reactor, link.docker())
         self._forwards = forwards = Forwards(link, reactor, publish_address=context.publish_address)
-        self._mirrors = mirrors = Mirrors(link, reactor, self._state_dir, owner, context.sync_root)
-        self._reconciler = reconciler = Reconciler(reactor, api, forwards, mirrors, owner)
-        rules = Rules.of((rule.pattern, rule.where) for rule in context.rules)
-        containers = Containers(api, forwards, mirrors, reconciler, owner, rules)
+        self._mirrors = mirrors = Mirrors(link, str(self._state_dir), owner, context.sync_root, reactor)
+        sources = Sources(_system(), Rules.of((rule.pattern, rule.where) for rule in context.rules))
+        self._reconciler = reconciler = Reconciler(reactor, api, forwards, mirrors, owner, sources.mirrored)
+        containers = Containers(api, forwards, mirrors, reconciler, owner, sources)
         self._site = DockerSite(link.docker(), containers, reactor, own=Pages(self._agent.status))
         link.add_observer(self._link_changed)
         self._was_connected = False
@@ -157,16 +159,25 @@ class ContextAgent(Service):
 
 
 async def _close(port: IListeningPort) -> None:
-    await port.stopListening()
+    await maybeDeferred(port.stopListening)
 
 
-def docker_host(address: IAddress | Any) -> str:
+def docker_host(address: Any) -> str:
     """What DOCKER_HOST has to be for a client to reach a listener."""
     if hasattr(address, "port"):
         host = "localhost" if address.host in ("127.0.0.1", "::1") else address.host
         return f"tcp://[{host}]:{address.port}" if ":" in host else f"tcp://{host}:{address.port}"
     name = address.name
     return "unix://" + (name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else str(name))
+
+
+def _system() -> System:
+    """What this machine is, for the paths that its users write."""
+    if sys.platform == "darwin":
+        return System.MACOS
+    if sys.platform == "win32":
+        return System.WINDOWS
+    return System.WSL if "microsoft" in os.uname().release.lower() else System.LINUX
 
 
 def _private_directory(path: Path) -> None:

@@ -7,21 +7,21 @@ daemon does by itself between calls is :mod:`rda.reconciler`'s.
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
-from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from rda.api import DaemonAPI
-from rda.docker import binds, rewrite
-from rda.docker.binds import BindSource, Rules, Where
+from rda.docker import rewrite
+from rda.docker.binds import volume_source
 from rda.docker.routes import Call, Outgoing
-from rda.errors import BadRequest
+from rda.docker.sources import Sorted, Sources
 from rda.forwards import Forwards
 from rda.interfaces import ICallRewriter
 from rda.reconciler import Owned, Reconciler
@@ -32,12 +32,19 @@ __all__ = ["Containers"]
 #: A body that has to be an object, as the proxy hands it over.
 _Document = dict[str, object]
 
+_T = TypeVar("_T")
+
 
 @dataclass(frozen=True)
 class _Creating:
-    """What a create has reserved, until the daemon answers it."""
+    """What a create decided, until the daemon answers it.
+
+    :ivar sources: the paths of this machine that are mirrored for it.
+    :ivar shown: remote path -> local path, to name the local one in errors.
+    """
 
     sources: tuple[str, ...]
+    shown: dict[str, str]
     warnings: tuple[str, ...]
 
 
@@ -60,7 +67,7 @@ class Containers:
     """Rewrites the calls of one context.
 
     :param owner: the identity that this context writes into the labels of its containers.
-    :param rules: whose path a bind mount's source is.
+    :param sources: decides whose path a bind mount's source is.
     """
 
     _log = Logger()
@@ -72,14 +79,14 @@ class Containers:
         mirrors: Mirrors,
         reconciler: Reconciler,
         owner: str,
-        rules: Rules,
+        sources: Sources,
     ) -> None:
         self._api = api
         self._forwards = forwards
         self._mirrors = mirrors
         self._reconciler = reconciler
         self._owner = owner
-        self._rules = rules
+        self._sources = sources
         self._outgoing: dict[str, Callable[[Call, _Document], Awaitable[Outgoing]]] = {
             "container create": self._create,
             "container start": self._start,
@@ -90,7 +97,6 @@ class Containers:
             "container commit": self._flush_commit,
             "exec create": self._flush_first,
             "exec start": self._flush_exec,
-            "events": self._events,
             "volume create": self._create_volume,
             "service create": self._check_service,
             "service update": self._check_service,
@@ -109,9 +115,9 @@ class Containers:
             "container list": self._listed,
             "container inspect": self._inspected,
             "system df": self._disk_usage,
-            "volume create": self._volume_created,
-            "volume list": self._volumes,
-            "volume inspect": self._volume,
+            "volume create": self._volume_shown,
+            "volume list": self._volumes_shown,
+            "volume inspect": self._volume_shown,
         }
 
     # ICallRewriter
@@ -132,14 +138,12 @@ class Containers:
 
     def streamed(self, call: Call, sent: Outgoing, document: object) -> object | None:
         """Hide rda's labels from events."""
-        return rewrite.inward_event(document) if isinstance(document, dict) else document
+        return rewrite.inward_event(document)
 
     def aborted(self, call: Call, sent: Outgoing) -> None:
         """The answer never came: what the daemon made of the call is found out by looking."""
         memo = sent.memo
-        if isinstance(memo, _Creating):
-            self._mirrors.unplace(memo.sources)
-        elif isinstance(memo, _Starting):
+        if isinstance(memo, _Starting):
             self._in_background(self._reconciler.start_ends(memo.container.id))
 
     def _in_background(self, work: Deferred[Any]) -> None:
@@ -148,46 +152,35 @@ class Containers:
     # create
 
     async def _create(self, call: Call, body: _Document) -> Outgoing:
-        document = rewrite.canonical_create(body)
-        wanted = rewrite.wanted(document)
-        local, warnings = self._sort(wanted.binds)
-        places = await self._place(local)
-        document, more = rewrite.outward(document, places, self._owner, secrets.token_hex(8))
-        memo = _Creating(tuple(source.path for source in local), (*warnings, *more))
-        return Outgoing(body=document, memo=memo)
+        asked = rewrite.canonical_create(body)
+        wanted = rewrite.wanted(asked)
+        found = self._sources.sort(wanted.binds)
+        exposed = await self._exposed(wanted.image) if wanted.publish_all else ()
+        places = await self._place(found)
+        changed, warnings = rewrite.outward(asked, places, self._owner, secrets.token_hex(8), exposed, found.remote)
+        memo = _Creating(
+            sources=tuple(path for _, path in found.local),
+            shown={places[bind.path]: bind.path for bind, _ in found.local},
+            warnings=(*found.warnings, *warnings),
+        )
+        return Outgoing(body=changed, memo=memo)
 
-    def _sort(self, sources: Sequence[BindSource]) -> tuple[list[BindSource], list[str]]:
-        """Decide whose path each bind source is; returns those that are mirrored, and warnings."""
-        local, warnings = [], []
-        for source in sources:
-            where = self._rules.decide(source)
-            if where is Where.REFUSE:
-                raise BadRequest(f"rda does not mount {source.path}: a rule in its configuration refuses it")
-            if where is Where.LOCAL:
-                local.append(source)
-            else:
-                warnings.append(f"rda: {source.path} is the remote host's own, not this machine's")
-        return local, warnings
+    async def _exposed(self, image: str) -> tuple[str, ...]:
+        """The ports that an image exposes; none when it is not there, which the daemon will say itself."""
+        description = await self._api.inspect_image(image) if image else None
+        ports = ((description or {}).get("Config") or {}).get("ExposedPorts")
+        return tuple(ports) if isinstance(ports, dict) else ()
 
-    async def _place(self, sources: Sequence[BindSource]) -> dict[str, str]:
-        """Give every local source its remote path, all at once; returns source -> remote path."""
-        for source in sources:
-            self._check_source(source)
-        placing = [self._mirrors.place(source.path, create_missing=source.may_create) for source in sources]
-        places = await gatherResults(placing, consumeErrors=True)
-        return {source.path: place.remote for source, place in zip(sources, places, strict=True)}
-
-    @staticmethod
-    def _check_source(source: BindSource) -> None:
-        """Refuse, in the daemon's words, what the daemon would refuse if it were local."""
-        if not source.may_create and not os.path.lexists(source.path):
-            raise BadRequest(f'invalid mount config for type "bind": bind source path does not exist: {source.path}')
+    async def _place(self, found: Sorted) -> dict[str, str]:
+        """Give every mirrored source its remote path, all at once; returns document path -> remote path."""
+        placing = [self._mirrors.place(path, create_missing=bind.may_create) for bind, path in found.local]
+        places = await _all_of(placing)
+        return {bind.path: place.remote for (bind, _), place in zip(found.local, places, strict=True)}
 
     async def _created(self, call: Call, sent: Outgoing, status: int, body: Any) -> Any:
         memo = cast("_Creating", sent.memo)
         if status != 201 or not isinstance(body, dict):
-            self._mirrors.unplace(memo.sources)
-            return rewrite.inward_error(body, self._mirrors.sources())
+            return rewrite.inward_error(body, memo.shown)
         await self._mirrors.hold(str(body["Id"]), memo.sources)
         if memo.warnings:
             body = {**body, "Warnings": [*(body.get("Warnings") or []), *memo.warnings]}
@@ -202,7 +195,7 @@ class Containers:
             return Outgoing()
         self._reconciler.start_begins(owned.id)
         try:
-            await self._mirrors.flush(owned.request.sources)
+            await self._flush(owned)
             await self._forwards.reserve(owned.id, owned.name, owned.request.ports)
         except BaseException:
             self._in_background(self._reconciler.start_ends(owned.id))
@@ -261,18 +254,18 @@ class Containers:
 
     async def _flush(self, owned: Owned | None) -> None:
         if owned is not None and owned.request.sources:
-            await self._mirrors.flush(owned.request.sources)
+            await self._flush(owned)
 
     # lists and descriptions
 
     async def _list(self, call: Call, body: _Document) -> Outgoing:
-        query, memo = rewrite.outward_filters(call.query)
-        return Outgoing(query=query, memo=memo)
+        query, filters = rewrite.outward_filters(call.query)
+        return Outgoing(query=query, memo=filters)
 
     async def _listed(self, call: Call, sent: Outgoing, status: int, body: Any) -> Any:
         if status != 200 or not isinstance(body, list):
             return body
-        return rewrite.inward_list(body, self._owner, self._forwards.local, sent.memo)
+        return rewrite.inward_list(body, self._owner, self._forwards.local, cast("rewrite.ListFilter", sent.memo))
 
     async def _inspected(self, call: Call, sent: Outgoing, status: int, body: Any) -> Any:
         if status != 200 or not isinstance(body, dict):
@@ -284,29 +277,29 @@ class Containers:
             return body
         return rewrite.inward_disk_usage(body, self._owner, self._forwards.local)
 
-    async def _events(self, call: Call, body: _Document) -> Outgoing:
-        return Outgoing()
-
     # volumes and services
 
     async def _create_volume(self, call: Call, body: _Document) -> Outgoing:
-        document = rewrite.canonical_volume(body)
-        source = binds.volume_source(document)
-        if source is None:
-            return Outgoing(body=document)
-        local, _ = self._sort([source])
-        places = await self._place(local)
-        return Outgoing(body=rewrite.outward_volume(document, places))
+        asked = rewrite.canonical_volume(body)
+        bind = volume_source(asked)
+        found = self._sources.sort([] if bind is None else [bind])
+        places = await self._place(found)
+        return Outgoing(body=rewrite.outward_volume(asked, places, self._owner, secrets.token_hex(8)))
 
-    async def _volume_created(self, call: Call, sent: Outgoing, status: int, body: Any) -> Any:
-        return rewrite.inward_volume(body, self._mirrors.sources()) if status == 201 else body
+    async def _volume_shown(self, call: Call, sent: Outgoing, status: int, body: Any) -> Any:
+        return rewrite.inward_volume(body) if status < 400 and isinstance(body, dict) else body
 
-    async def _volume(self, call: Call, sent: Outgoing, status: int, body: Any) -> Any:
-        return rewrite.inward_volume(body, self._mirrors.sources()) if status == 200 else body
-
-    async def _volumes(self, call: Call, sent: Outgoing, status: int, body: Any) -> Any:
-        return rewrite.inward_volumes(body, self._mirrors.sources()) if status == 200 else body
+    async def _volumes_shown(self, call: Call, sent: Outgoing, status: int, body: Any) -> Any:
+        return rewrite.inward_volumes(body) if status < 400 and isinstance(body, dict) else body
 
     async def _check_service(self, call: Call, body: _Document) -> Outgoing:
-        rewrite.check_service(body)
-        return Outgoing(body=body)
+        return Outgoing(body=rewrite.check_service(body, self._sources.rules))
+
+
+async def _all_of(work: Sequence[Deferred[_T]]) -> list[_T]:
+    """Wait for all; fail as the first that failed, when all have ended."""
+    results = await DeferredList(work, consumeErrors=True)
+    for succeeded, result in results:
+        if not succeeded:
+            cast("Failure", result).raiseException()
+    return [result for _, result in results]

@@ -7,6 +7,7 @@ mirrors (live while the container exists).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,28 +45,40 @@ class Owned:
     """A container that this context made, as last seen.
 
     :ivar request: what the user asked for, from the container's label.
+    :ivar sources: the local paths that are mirrored for it.
     """
 
     id: str
     name: str
     running: bool
     request: rewrite.Request
+    sources: tuple[str, ...] = ()
 
 
 class Reconciler(Service):
     """Follows the daemon and applies what it says.
 
     :param owner: the identity that this context writes into the labels of its containers.
+    :param mirrored: the local paths among the bind sources of a request.
     """
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, api: DaemonAPI, forwards: Forwards, mirrors: Mirrors, owner: str) -> None:
+    def __init__(
+        self,
+        clock: IReactorTime,
+        api: DaemonAPI,
+        forwards: Forwards,
+        mirrors: Mirrors,
+        owner: str,
+        mirrored: Callable[[rewrite.Request], tuple[str, ...]],
+    ) -> None:
         self._clock = clock
         self._api = api
         self._forwards = forwards
         self._mirrors = mirrors
         self._owner = owner
+        self._mirrored = mirrored
         self._owned: dict[str, Owned] = {}
         self._starting: dict[str, int] = {}
         self._looks: dict[str, Deferred[None]] = {}
@@ -209,7 +222,7 @@ class Reconciler(Service):
     async def _hold_mirrors(self, owned: Owned) -> None:
         """Adopt the mirrors of a container that was made before this process started."""
         try:
-            await self._mirrors.hold(owned.id, owned.request.sources)
+            await self._mirrors.hold(owned.id, owned.sources)
         except RdaError as e:
             self._problems[owned.id] = Problem(owned.name, str(e), self._clock.seconds())
 
@@ -229,11 +242,13 @@ class Reconciler(Service):
         image = await self._image(str(description.get("Image", "")))
         if not rewrite.owns(description, image, self._owner):
             return None
+        request = rewrite.request_of(description)
         return Owned(
             id=str(description["Id"]),
             name=str(description.get("Name", "")).lstrip("/"),
             running=bool((description.get("State") or {}).get("Running")),
-            request=rewrite.request_of(description),
+            request=request,
+            sources=self._mirrored(request),
         )
 
     async def _image(self, image: str) -> dict[str, Any] | None:

@@ -1,0 +1,217 @@
+"""The reconciler against a daemon in memory: what it sees there is what is forwarded and mirrored here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from rda.api import DaemonAPI
+from rda.docker.request import OWNER_LABEL, REQUEST_LABEL, Request
+from rda.errors import PortUnavailable
+from rda.reconciler import Reconciler
+from tests.fake_daemon import daemon
+
+OWNER = "0123456789abcdef"
+WEB = "a" * 64
+
+
+class FakeForwards:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.open: dict[str, Any] = {}
+        self.refuse = False
+
+    def reserve(self, container: str, name: str, wanted: Any) -> Deferred[None]:
+        if self.refuse:
+            raise PortUnavailable("port is already allocated")
+        self.open.setdefault(container, None)
+        return succeed(None)
+
+    def attach(self, container: str, remote: Mapping[str, int]) -> Deferred[None]:
+        self.open[container] = dict(remote)
+        return succeed(None)
+
+    def release(self, container: str) -> Deferred[None]:
+        self.open.pop(container, None)
+        return succeed(None)
+
+
+class FakeMirrors:
+    """Keeps who holds what."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, tuple[str, ...]] = {}
+
+    def hold(self, container: str, sources: Iterable[str]) -> Deferred[None]:
+        self.held[container] = tuple(sources)
+        return succeed(None)
+
+    def release(self, container: str) -> Deferred[None]:
+        self.held.pop(container, None)
+        return succeed(None)
+
+
+def container(running: bool = True, port: int = 32768, owner: str = OWNER, **request: Any) -> dict[str, Any]:
+    asked = Request("n1", bindings={"80/tcp": [{"HostIp": "", "HostPort": "8080"}]}, **request)
+    ports = {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(port)}]} if running else {}
+    return {
+        "Id": WEB,
+        "Name": "/web",
+        "Image": "sha256:1",
+        "State": {"Running": running},
+        "Config": {"Labels": {OWNER_LABEL: owner, REQUEST_LABEL: asked.label()}},
+        "NetworkSettings": {"Ports": ports},
+    }
+
+
+class ReconcilerTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.daemon, self.endpoint = daemon()
+        self.forwards, self.mirrors = FakeForwards(), FakeMirrors()
+        self.daemon.answers["/containers/json"] = 200, []
+        self.daemon.answers["/images/sha256:1/json"] = 200, {"Config": {"Labels": None}}
+        api = DaemonAPI(self.clock, self.endpoint)
+        self.reconciler = Reconciler(
+            self.clock,
+            api,
+            self.forwards,  # type: ignore[arg-type]
+            self.mirrors,  # type: ignore[arg-type]
+            OWNER,
+            lambda request: request.sources,
+        )
+        self.reconciler.startService()
+        self.addCleanup(self.reconciler.stopService)
+
+    def there_is(self, description: dict[str, Any] | None) -> None:
+        path = f"/containers/{WEB}/json"
+        self.daemon.answers["/containers/json"] = 200, [] if description is None else [{"Id": WEB}]
+        self.daemon.answers[path] = (404, {"message": "no"}) if description is None else (200, description)
+
+    def link_up(self) -> None:
+        self.reconciler.link_up()
+        self.endpoint.pump()
+
+    def event(self, action: str, kind: str = "container", **attributes: str) -> None:
+        actor = {"ID": WEB if kind == "container" else "n", "Attributes": attributes}
+        self.daemon.event({"Type": kind, "Action": action, "Actor": actor})
+        self.endpoint.pump()
+
+    def test_adopts_what_runs(self) -> None:
+        """Containers made before this process started get their forwards and mirrors when the link comes up."""
+        self.there_is(container(sources=("/src",)))
+        self.link_up()
+        self.assertEqual(self.forwards.open, {WEB: {"80/tcp": 32768}})
+        self.assertEqual(self.mirrors.held, {WEB: ("/src",)})
+
+    def test_leaves_others_alone(self) -> None:
+        """A container of another owner is not touched."""
+        self.there_is(container(owner="somebody else"))
+        self.link_up()
+        self.assertEqual((self.forwards.open, self.mirrors.held), ({}, {}))
+
+    def test_label_from_an_image_does_not_count(self) -> None:
+        """A container whose label came with its image (docker commit) is not ours."""
+        description = container()
+        labels = description["Config"]["Labels"]
+        self.daemon.answers["/images/sha256:1/json"] = 200, {"Config": {"Labels": labels}}
+        self.there_is(description)
+        self.link_up()
+        self.assertEqual(self.forwards.open, {})
+
+    def test_follows_events(self) -> None:
+        """Start opens, die closes, destroy forgets."""
+        self.link_up()
+        self.there_is(container())
+        self.event("start", **{OWNER_LABEL: OWNER})
+        self.assertEqual(self.forwards.open, {WEB: {"80/tcp": 32768}})
+        self.there_is(container(running=False))
+        self.event("die", **{OWNER_LABEL: OWNER})
+        self.assertEqual(self.forwards.open, {})
+        self.assertIn(WEB, self.mirrors.held)
+        self.there_is(None)
+        self.event("destroy", **{OWNER_LABEL: OWNER})
+        self.assertEqual(self.mirrors.held, {})
+        self.assertIsNone(self.reconciler.known(WEB))
+
+    def test_ports_move_with_networks(self) -> None:
+        """A network event of one of our containers reads its ports anew."""
+        self.there_is(container())
+        self.link_up()
+        self.there_is(container(port=40000))
+        self.event("connect", kind="network", container=WEB)
+        self.assertEqual(self.forwards.open, {WEB: {"80/tcp": 40000}})
+
+    def test_start_under_way_is_left_alone(self) -> None:
+        """What a start has reserved is not closed by an event that comes before the container runs."""
+        self.there_is(container(running=False))
+        self.link_up()
+        self.reconciler.start_begins(WEB)
+        self.forwards.reserve(WEB, "web", ())
+        self.event("create", **{OWNER_LABEL: OWNER})
+        self.assertIn(WEB, self.forwards.open)
+        self.there_is(container())
+        ended = self.reconciler.start_ends(WEB)
+        self.endpoint.pump()
+        self.successResultOf(ended)
+        self.assertEqual(self.forwards.open, {WEB: {"80/tcp": 32768}})
+
+    def test_failed_start_releases(self) -> None:
+        """A start that left the container not running leaves no port open."""
+        self.there_is(container(running=False))
+        self.link_up()
+        self.reconciler.start_begins(WEB)
+        self.forwards.reserve(WEB, "web", ())
+        self.reconciler.start_ends(WEB)
+        self.endpoint.pump()
+        self.assertEqual(self.forwards.open, {})
+
+    def test_daemon_restart(self) -> None:
+        """A stream that ends is opened again after a delay, and everything is looked at anew."""
+        self.there_is(container())
+        self.link_up()
+        self.daemon.end_streams()
+        self.endpoint.pump()
+        self.there_is(None)
+        self.clock.advance(1)
+        self.endpoint.pump()
+        self.assertEqual(len(self.daemon.streams), 1)
+        self.assertEqual(self.forwards.open, {})
+
+    def test_link_loss_keeps_what_is_open(self) -> None:
+        """While the link is down nothing is closed or retried; its return opens the stream again."""
+        self.there_is(container())
+        self.link_up()
+        self.reconciler.link_down()
+        self.endpoint.pump()
+        self.assertEqual(self.forwards.open, {WEB: {"80/tcp": 32768}})
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.link_up()
+        self.assertIsNotNone(self.reconciler.known(WEB))
+
+    def test_port_in_use(self) -> None:
+        """A port that cannot be opened is a problem of that container, in words, until it can."""
+        self.forwards.refuse = True
+        self.there_is(container())
+        self.link_up()
+        (problem,) = self.reconciler.problems()
+        self.assertEqual((problem.subject, problem.message), ("web", "port is already allocated"))
+        self.forwards.refuse = False
+        self.event("start", **{OWNER_LABEL: OWNER})
+        self.assertEqual(self.reconciler.problems(), ())
+
+    def test_looks_do_not_overlap(self) -> None:
+        """Events that come during a look cause one more look after it, not one each."""
+        self.there_is(container())
+        self.link_up()
+        asked = len(self.daemon.seen)
+        for _ in range(5):
+            actor = {"ID": WEB, "Attributes": {OWNER_LABEL: OWNER}}
+            self.daemon.event({"Type": "container", "Action": "start", "Actor": actor})
+        self.endpoint.pump()
+        self.assertEqual(len(self.daemon.seen) - asked, 2)
