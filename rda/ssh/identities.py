@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from twisted.conch.ssh.keys import Key
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 
 from rda.ssh.agent import AgentClient, AgentKey
 from rda.ssh.keys import (
@@ -105,6 +106,8 @@ class KeyStore:
     def __init__(self, ask: AskPassphrase | None = None) -> None:
         self.ask = ask
         self._unlocked: dict[bytes, Key] = {}
+        # Prompts that are on the screen: a connection that is lost meanwhile must not lead to a second one.
+        self._asking: dict[bytes, list[Deferred[bytes | None]]] = {}
 
     def find(self, paths: Iterable[str], certificates: Iterable[str] = ()) -> list[IdentityFile]:
         """Read identity files.
@@ -174,7 +177,7 @@ class KeyStore:
         for _ in range(PASSPHRASE_TRIES):
             if key is not None:
                 break
-            passphrase = None if self.ask is None else await self.ask(f"Passphrase for the key {identity.path}: ")
+            passphrase = None if self.ask is None else await self._prompt(identity)
             if not passphrase:
                 raise KeyUnusable(f"it needs a passphrase; add it to the agent: ssh-add {identity.path}")
             try:
@@ -187,6 +190,21 @@ class KeyStore:
             raise KeyUnusable(f"the passphrase was wrong {PASSPHRASE_TRIES} times")
         self._unlocked[data] = key
         return key
+
+    def _prompt(self, identity: IdentityFile) -> Deferred[bytes | None]:
+        assert self.ask is not None
+        assert identity.private is not None
+        waiting: Deferred[bytes | None] = Deferred()
+        waiters = self._asking.setdefault(identity.private, [])
+        waiters.append(waiting)
+        if len(waiters) == 1:
+            self.ask(f"Passphrase for the key {identity.path}: ").addBoth(self._answered, identity.private)
+        return waiting
+
+    def _answered(self, result: bytes | Failure | None, private: bytes) -> None:
+        for waiting in self._asking.pop(private):
+            if not waiting.called:
+                waiting.callback(result)  # a Failure is passed on as one
 
     def candidate(self, identity: IdentityFile, certificate: bytes | None = None) -> Candidate:
         """An identity file, or its certificate, as something to log in with."""

@@ -6,21 +6,27 @@ A :class:`Login` is handed to :class:`rda.ssh.transport.ClientTransport`. A logi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from twisted.conch.ssh.common import NS, getNS
 from twisted.conch.ssh.service import SSHService
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
-from rda.errors import LinkDown, LoginFailed
+from rda.errors import LinkDown, LoginFailed, RdaError
 from rda.ssh.agent import AgentClient, AgentError, AgentKey
 from rda.ssh.identities import Candidate, IdentityFile, KeyStore, KeyUnusable, order_candidates
 from rda.ssh.keys import KeyUnreadable, signature_algorithm
+
+if TYPE_CHECKING:
+    from rda.ssh.channels import Connection
+    from rda.ssh.transport import ClientTransport
 
 __all__ = ["Login", "LoginKeys", "UserAuth"]
 
@@ -33,6 +39,11 @@ MAX_BANNER = 1024
 
 #: Seconds to wait for the agent's socket to answer.
 AGENT_CONNECT_TIMEOUT = 5
+
+
+#: What servers say when they hang up after refusing some keys: "Too many authentication failures" (OpenSSH), "no more
+#: authentication methods available", "Max auth tries reached". There is no code of its own for it (RFC 4253, 11.1).
+_CUT_OFF = re.compile(r"ended the connection: .*\bauth", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -56,9 +67,12 @@ class Login:
     :param where: the host for messages.
     :param keys: which keys to use.
     :param store: reads and unlocks the identity files.
+    :ivar refusal: why the login failed for good, None unless it did. A server that hangs up after too many refused keys
+        gives the transport another, less telling reason.
     """
 
     _log = Logger()
+    refusal: RdaError | None = None
 
     def __init__(self, reactor: IReactorTime, user: str, where: str, keys: LoginKeys, store: KeyStore) -> None:
         self._reactor = reactor
@@ -67,15 +81,23 @@ class Login:
         self._keys = keys
         self._store = store
 
-    def __call__(self, transport: object, connection: SSHService) -> Deferred[None]:
+    def __call__(self, transport: ClientTransport, connection: Connection) -> None:
         """Ask the transport for ssh-userauth and log in; ``connection`` is the service to start then.
 
-        Fires when ``connection`` has been started; fails with :class:`rda.errors.LoginFailed` when every key was
-        refused, and with :class:`rda.errors.LinkDown` when the connection was lost before.
+        A login that fails ends the transport with its reason, a :class:`rda.errors.LoginFailed`.
         """
         service = UserAuth(self._user.encode(), connection)
-        transport.requestService(service)  # type: ignore[attr-defined]
-        return Deferred.fromCoroutine(self._log_in(service))
+        transport.requestService(service)
+
+        def failed(failure: Failure) -> None:
+            if failure.check(LoginFailed):
+                self.refusal = cast(LoginFailed, failure.value)
+            elif not failure.check(RdaError, CancelledError):
+                self._log.failure("the login to {where} broke", failure, where=self._where)
+            reason = failure.value if isinstance(failure.value, RdaError) else LinkDown("the login broke off")
+            transport.fail(reason)
+
+        Deferred.fromCoroutine(self._log_in(service)).addErrback(failed)
 
     async def _log_in(self, service: UserAuth) -> None:
         # The files are read while the server thinks about the service request.
@@ -257,8 +279,8 @@ class _Attempt:
                 if await self._offer(candidate):
                     return
         except LinkDown as error:
-            if self._refused:
-                # A server that cuts off after some refusals (MaxAuthTries) will do so again.
+            if self._refused and _CUT_OFF.search(str(getattr(self._service.transport, "reason", ""))):
+                # It will do so again; a connection that is merely lost is tried again.
                 raise LoginFailed(self._message(cut_off=True)) from error
             raise
         raise LoginFailed(self._message())
@@ -322,5 +344,5 @@ class _Attempt:
 
 def _server_algorithms(transport: object) -> frozenset[bytes] | None:
     """The server's ``server-sig-algs``, None when it sent none."""
-    names = getattr(transport, "server_sig_algs", None)
-    return frozenset(names) if names is not None else None
+    names: frozenset[bytes] | None = getattr(transport, "server_sig_algs", None)
+    return names

@@ -1,0 +1,145 @@
+"""Opening one SSH connection to a resolved target: through jump hosts, a proxy command, or plain TCP.
+
+Every hop is an SSH connection of its own with its own host key verification and login; the next one runs over a
+``direct-tcpip`` channel of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.endpoints import HostnameEndpoint
+from twisted.internet.error import ConnectError, ConnectingCancelledError, DNSLookupError, TimeoutError
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.protocol import Factory
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from rda.errors import LinkDown, RdaError
+from rda.ssh.channels import direct_tcp
+from rda.ssh.host_keys import HostKeys
+from rda.ssh.identities import KeyStore
+from rda.ssh.known_hosts import HostName
+from rda.ssh.login import Login, LoginKeys
+from rda.ssh.proxy_command import ProxyCommandEndpoint
+from rda.ssh.sessions import SessionConnection
+from rda.ssh.ssh_config import Target
+from rda.ssh.transport import ClientTransport, Options
+
+__all__ = ["Connector"]
+
+#: Seconds from the TCP connection to the end of the login while a person may be asked for a passphrase: sshd's own
+#: LoginGraceTime.
+LOGIN_WITH_PERSON = 120.0
+
+
+@dataclass
+class Connector:
+    """Opens connections.
+
+    :param reactor: for the network, processes, threads and time: the real one, or a clock in tests.
+    :param store: unlocks identity files.
+    :param environ: for proxy commands.
+    :param pins: fingerprints that the target's host key has to have; jump hosts are looked up in known_hosts.
+    :param direct: makes the endpoint for a host and port without a jump or proxy command; tests replace it.
+    """
+
+    reactor: Any
+    store: KeyStore
+    environ: Mapping[str, str]
+    pins: tuple[str, ...] = ()
+    wall_clock: Callable[[], float] = lambda: 0.0
+    direct: Callable[[Target], IStreamClientEndpoint] | None = None
+    _log = Logger()
+
+    def open(self, target: Target) -> Deferred[ClientTransport]:
+        """Connect, verify and log in.
+
+        :returns: fires with the transport when its connection service runs. Fails with :class:`rda.errors.LinkDown`
+            when the host cannot be reached, :class:`rda.errors.LoginFailed` when it is not to be. Can be cancelled.
+        """
+        return Deferred.fromCoroutine(self._open(target, self.pins))
+
+    async def _open(self, target: Target, pins: tuple[str, ...]) -> ClientTransport:
+        hop = await self._open(target.via, ()) if target.via is not None else None
+        try:
+            transport = await self._over(self._endpoint(target, hop), target, pins)
+        except BaseException:
+            if hop is not None:
+                hop.loseConnection()
+            raise
+        if hop is not None:
+            self._tie(transport, hop)
+        return transport
+
+    def _tie(self, transport: ClientTransport, hop: ClientTransport) -> None:
+        """A jump host's connection is there for this one alone, and goes with it."""
+
+        def end_hop(reason: RdaError) -> RdaError:
+            hop.loseConnection()
+            return reason
+
+        transport.lost.addCallback(end_hop)
+
+    def _endpoint(self, target: Target, hop: ClientTransport | None) -> IStreamClientEndpoint:
+        if hop is not None:
+            return direct_tcp(hop.connection, target.host, target.port)
+        if target.proxy_command:
+            return ProxyCommandEndpoint(self.reactor, target.proxy_command, self.environ)
+        if self.direct is not None:
+            return self.direct(target)
+        # Tries the addresses of both families in parallel (RFC 8305).
+        return HostnameEndpoint(self.reactor, target.host, target.port, timeout=target.connect_timeout)
+
+    async def _over(self, endpoint: IStreamClientEndpoint, target: Target, pins: tuple[str, ...]) -> ClientTransport:
+        login = self._login(target)
+        options = Options(compression=target.compression)
+        if self.store.ask is not None:
+            options = Options(compression=target.compression, handshake_seconds=LOGIN_WITH_PERSON)
+        transport = ClientTransport(self._host_keys(target, pins), login, self.reactor, options, SessionConnection())
+        connecting = endpoint.connect(Factory.forProtocol(lambda: transport))
+        connecting.addTimeout(target.connect_timeout, self.reactor)
+        try:
+            await connecting
+        except (CancelledError, ConnectingCancelledError):
+            raise
+        except RdaError:
+            raise
+        except Exception as error:  # endpoints fail in many ways, none of which is a defect
+            raise LinkDown(f"{target.label} cannot be reached: {_why(error)}") from error
+        try:
+            await transport.ready
+        except RdaError as error:
+            # A server that hangs up after too many refused keys gives a reason that tells less than ours.
+            raise login.refusal or error from error
+        return transport
+
+    def _login(self, target: Target) -> Login:
+        keys = LoginKeys(target.identities, target.certificates, target.identities_only, target.agent_path)
+        return Login(self.reactor, target.user, f"{target.host} (port {target.port})", keys, self.store)
+
+    def _host_keys(self, target: Target, pins: tuple[str, ...]) -> HostKeys:
+        name = target.host_key_alias or target.host
+        return HostKeys(
+            HostName(name, target.port, alias=bool(target.host_key_alias)),
+            target.known_hosts,
+            self.wall_clock,
+            pins=pins,
+            accept_new=target.accept_new,
+            revoked_files=target.revoked_host_keys,
+            scannable=target.via is None and not target.proxy_command,
+        )
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, DNSLookupError):
+        return f"its name cannot be resolved ({error})"
+    if isinstance(error, TimeoutError):
+        return "it does not answer"
+    if isinstance(error, ConnectError):
+        # "Connection was refused by other side: 111: Connection refused."
+        return Failure(error).getErrorMessage().rstrip(".")
+    return str(error) or type(error).__name__

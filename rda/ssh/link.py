@@ -1,0 +1,257 @@
+"""The link to one remote host: what the rest of rda knows of SSH (:class:`rda.interfaces.IRemoteHost`).
+
+Two lines (:class:`rda.ssh.line.Line`) lead to the host. The *main* line carries the Docker socket and the published
+ports, and is always up. The *bulk* line carries files and commands, so that a large sync does not stand in front of a
+small request; it is connected when it is needed. A few more are there for session channels beyond what the server
+allows on one connection::
+
+    docker() ─▶ DockerSocket ─▶ main ─(dial-stdio)─▶ extra …
+    tcp(), socket() ──────────▶ main
+    files(), command() ───────▶ bulk ───────────────▶ extra …
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
+from twisted.internet.protocol import Factory
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from rda.config import Remote
+from rda.errors import ConfigError, LoginFailed
+from rda.interfaces import IRemoteFiles, IRemoteHost
+from rda.ssh.askpass import passphrase_asker
+from rda.ssh.channels import Connection, command, direct_tcp, streamlocal, subsystem
+from rda.ssh.connect import Connector
+from rda.ssh.docker_socket import DockerSocket, parse_docker
+from rda.ssh.identities import AskPassphrase, KeyStore
+from rda.ssh.line import Backoff, Line, Opened
+from rda.ssh.sessions import SessionPool
+from rda.ssh.sftp import SFTPFiles
+from rda.ssh.ssh_config import Surroundings, Target, resolve
+from rda.status import LinkStatus
+
+__all__ = ["Link"]
+
+#: Connections beyond main and bulk for session channels that the server's MaxSessions leaves no room for.
+EXTRA_LINES = 2
+
+
+@implementer(IStreamClientEndpoint)
+@dataclass(frozen=True)
+class _Endpoint:
+    """An endpoint made of a function."""
+
+    open: Callable[[IProtocolFactory], Deferred[IProtocol]]
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
+        return self.open(protocolFactory)
+
+
+@implementer(IRemoteHost)
+class Link(Service):
+    """One remote host, over SSH connections that always come back.
+
+    :param reactor: the real one; in tests a clock.
+    :param remote: the host and how to get in, as configured.
+    :param docker: the daemon on it: ``unix:///path`` or ``tcp://host:port``.
+    :param environ: environment variables, for the agent, ssh and askpass.
+    :param ask: asks a person for a passphrase, only until the first connection is there or has failed for good; None
+        means by SSH_ASKPASS or the terminal, as ssh does.
+    :param find_target: resolves the remote to a :class:`Target`; None means by ssh_config.
+    :param direct: makes the endpoint for TCP to a target; None means by name, both address families.
+    :param wall_clock: seconds since the epoch.
+    :raises rda.errors.ConfigError: ``docker`` is not an address.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        remote: Remote,
+        docker: str = "unix:///var/run/docker.sock",
+        *,
+        environ: Mapping[str, str] | None = None,
+        ask: AskPassphrase | None = None,
+        find_target: Callable[[], Deferred[Target]] | None = None,
+        direct: Callable[[Target], IStreamClientEndpoint] | None = None,
+        wall_clock: Callable[[], float] = time.time,
+        backoff: Callable[[], Backoff] = Backoff,
+    ) -> None:
+        self._reactor = reactor
+        self._remote = remote
+        self._environ = dict(os.environ) if environ is None else dict(environ)
+        self._ask = ask
+        self._find_target = find_target or self._resolve
+        self._store = KeyStore()
+        self._connector = Connector(
+            reactor, self._store, self._environ, tuple(remote.host_keys), wall_clock=wall_clock, direct=direct
+        )
+        self._label = remote.target
+        self._observers: list[Callable[[LinkStatus], None]] = []
+        self._main = Line(reactor, self._open, wall_clock, self._changed, backoff=backoff())
+        self._bulk, *extra = (
+            Line(reactor, self._open, wall_clock, self._wake, on_demand=True, backoff=backoff())
+            for _ in range(1 + EXTRA_LINES)
+        )
+        self._lines = (self._main, self._bulk, *extra)
+        self._docker_pool = SessionPool(reactor, (self._main, *extra))
+        self._pool = SessionPool(reactor, (self._bulk, *extra))
+        self._docker = DockerSocket(reactor, self._main, self._docker_pool, parse_docker(docker))
+        self._files: SFTPFiles | None = None
+        self._files_waiting: list[Deferred[IRemoteFiles]] = []
+
+    # -- IRemoteHost
+
+    def docker(self) -> IStreamClientEndpoint:
+        """The Docker daemon's API socket, reached in whichever way this server allows."""
+        return _Endpoint(self._docker.connect)
+
+    def socket(self, path: str) -> IStreamClientEndpoint:
+        """A UNIX-domain socket of the remote host.
+
+        :param path: absolute.
+        """
+        return _Endpoint(lambda factory: self._on_main(lambda connection: streamlocal(connection, path), factory))
+
+    def tcp(self, host: str, port: int) -> IStreamClientEndpoint:
+        """A TCP port as seen from the remote host."""
+        return _Endpoint(lambda factory: self._on_main(lambda connection: direct_tcp(connection, host, port), factory))
+
+    def command(self, line: bytes) -> IStreamClientEndpoint:
+        """A command run by the remote user's shell; a constant of ours, see :class:`rda.interfaces.IRemoteHost`."""
+        return _Endpoint(lambda factory: self._pool.connect(lambda connection: command(connection, line), factory))
+
+    def files(self) -> Deferred[IRemoteFiles]:
+        """The remote host's file system, over one SFTP channel that all share; a lost one is replaced."""
+        if self._files is not None and not self._files.lost:
+            return succeed(self._files)
+        waiting: Deferred[IRemoteFiles] = Deferred()
+        self._files_waiting.append(waiting)
+        if len(self._files_waiting) == 1:
+            Deferred.fromCoroutine(self._open_files()).addBoth(self._files_opened)
+        return waiting
+
+    def when_connected(self) -> Deferred[None]:
+        """Fire when the main line is up; fail when only a person can bring it back."""
+        return self._main.session(limit=None).addCallback(lambda _: None)
+
+    async def _open_files(self) -> SFTPFiles:
+        factory = Factory.forProtocol(SFTPFiles)
+        protocol = await self._pool.connect(lambda connection: subsystem(connection, b"sftp"), factory)
+        assert isinstance(protocol, SFTPFiles)
+        return await protocol.ready
+
+    def _files_opened(self, result: SFTPFiles | Failure) -> None:
+        if isinstance(result, SFTPFiles):
+            self._files = result
+        waiting, self._files_waiting = self._files_waiting, []
+        for one in waiting:
+            if not one.called:
+                one.callback(result)  # a Failure is passed on as one
+
+    def _on_main(
+        self, make: Callable[[Connection], IStreamClientEndpoint], factory: IProtocolFactory
+    ) -> Deferred[IProtocol]:
+        return self._main.session().addCallback(lambda transport: make(transport.connection).connect(factory))
+
+    # -- life
+
+    def startService(self) -> None:
+        """Begin to connect; a person may be asked for passphrases now, and not later."""
+        if self.running:
+            return
+        super().startService()
+        self._store.ask = self._ask or passphrase_asker(self._reactor, self._environ)
+        self._docker.open_again()
+        for line in self._lines:
+            line.startService()
+
+    def stopService(self) -> Deferred[None]:
+        """Close every connection; fires when they are closed. Whoever waits for one is told."""
+        super().stopService()
+        self._docker.close()
+        closing = DeferredList([line.stopService() for line in self._lines])
+        return closing.addCallback(lambda _: None)
+
+    def retry(self) -> None:
+        """Try again now, also after a failure that only a person could repair."""
+        for line in self._lines:
+            line.retry()
+
+    def network_changed(self) -> None:
+        """The machine's network has changed, or it slept: find out at once whether the connections still live."""
+        for line in self._lines:
+            line.probe()
+
+    def _resolve(self) -> Deferred[Target]:
+        return resolve(self._reactor, self._remote, Surroundings.here(self._environ))
+
+    def _open(self) -> Deferred[Opened]:
+        return Deferred.fromCoroutine(self._open_one())
+
+    async def _open_one(self) -> Opened:
+        # Anew each time: what ssh_config says may depend on the network (Match exec), and files change.
+        try:
+            target = await self._find_target()
+        except ConfigError as error:
+            raise LoginFailed(f"{self._remote.target} cannot be used: {error}") from error
+        self._label = target.label
+        transport = await self._connector.open(target)
+        return Opened(transport, target.label, target.alive_interval, target.alive_count)
+
+    # -- telling
+
+    def add_observer(self, observer: Callable[[LinkStatus], None]) -> None:
+        """Have ``observer`` called with the status whenever the main line's state changes."""
+        self._observers.append(observer)
+
+    def _changed(self) -> None:
+        state = self._main.state
+        if state in ("connected", "failed"):
+            # Nobody sits at the terminal any more: from now on a key with a passphrase has to be in the agent.
+            self._store.ask = None
+        if state == "connected":
+            self._docker.link_up()
+        self._wake()
+        status = self.status()
+        for observer in list(self._observers):
+            try:
+                observer(status)
+            except Exception:
+                self._log.failure("an observer of the link failed")
+
+    def _wake(self) -> None:
+        self._docker_pool.wake_all()
+        self._pool.wake_all()
+
+    def status(self) -> LinkStatus:
+        """What the link is doing."""
+        line = self._main
+        transport = line.transport
+        algorithms = transport.algorithms if transport is not None else None
+        # "stopped" is before the start or after the end, when nobody sees it but a test.
+        return LinkStatus(
+            remote=self._label,
+            state=line.state,
+            reason=line.reason,
+            since=line.since,
+            round_trip=line.round_trip,
+            connects=line.connects,
+            channels=sum(len(one.transport.connection.channels) for one in self._lines if one.transport is not None),
+            cipher=algorithms.cipher if algorithms is not None else "",
+            key_exchange=algorithms.key_exchange if algorithms is not None else "",
+            server=transport.server_version if transport is not None else "",
+            socket_via=self._docker.via,
+            next_try=line.next_try,
+        )

@@ -1,0 +1,142 @@
+"""Session channels (commands, subsystems) within what the server allows.
+
+sshd's MaxSessions limits them per connection, to 10 by default, and says so only by refusing.
+:class:`SessionConnection` counts them; :class:`SessionPool` spreads them over a few connections and lets the rest wait.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IProtocol, IProtocolFactory, IReactorTime, IStreamClientEndpoint
+
+from rda.errors import ChannelRefused, LinkDown
+from rda.ssh.channels import Connection, StreamChannel
+from rda.ssh.line import Line
+
+__all__ = ["SessionConnection", "SessionPool"]
+
+#: Session channels on one connection, until the server shows that it allows fewer: sshd's default MaxSessions.
+MAX_SESSIONS = 10
+
+#: Requests for a session channel that wait for one to be closed; more are refused at once.
+MAX_WAITING = 256
+
+#: Seconds that a request waits for a session channel.
+SESSION_WAIT = 30.0
+
+_SESSION = b"session"
+
+
+class SessionConnection(Connection):
+    """A connection service that knows how many session channels it has.
+
+    :ivar session_limit: how many the server allows, as far as is known.
+    :ivar on_session_closed: called when one is closed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.session_limit = MAX_SESSIONS
+        self.on_session_closed: Callable[[], None] | None = None
+
+    @property
+    def sessions(self) -> int:
+        """Session channels that are open or being opened."""
+        return sum(1 for channel in self.channels.values() if channel.name == _SESSION)
+
+    def forget(self, channel: StreamChannel) -> None:
+        """A channel is closed on both sides."""
+        super().forget(channel)
+        if channel.name == _SESSION and self.on_session_closed is not None:
+            self.on_session_closed()
+
+
+class SessionPool:
+    """Opens session channels on the first of some lines that has room.
+
+    :param clock: for the time limit.
+    :param lines: in the order of preference; those that are not needed are not connected.
+    """
+
+    def __init__(self, clock: IReactorTime, lines: Sequence[Line]) -> None:
+        self._clock = clock
+        self._lines = tuple(lines)
+        self._waiting: deque[Deferred[None]] = deque()
+
+    def connect(
+        self, make: Callable[[Connection], IStreamClientEndpoint], factory: IProtocolFactory
+    ) -> Deferred[IProtocol]:
+        """Open a session channel.
+
+        :param make: given a connection, makes the endpoint to connect.
+        :returns: fails with :class:`rda.errors.LinkDown` when there is no connection, or no room within a named time,
+            and with :class:`rda.errors.ChannelRefused` when the server refuses what was asked for itself.
+        """
+        return Deferred.fromCoroutine(self._connect(make, factory))
+
+    async def _connect(
+        self, make: Callable[[Connection], IStreamClientEndpoint], factory: IProtocolFactory
+    ) -> IProtocol:
+        deadline = self._clock.seconds() + SESSION_WAIT
+        while True:
+            line = next((line for line in self._lines if _room(line)), None)
+            if line is None:
+                await self._wait(deadline)
+                continue
+            transport = await line.session()
+            connection = transport.connection
+            assert isinstance(connection, SessionConnection)
+            if connection.sessions >= connection.session_limit:
+                continue  # somebody was faster
+            connection.on_session_closed = self._closed
+            try:
+                return await make(connection).connect(factory)
+            except ChannelRefused as error:
+                # Code 0 is a refusal of the command itself. With no other session open it cannot be MaxSessions.
+                if not error.code or not connection.sessions or connection.session_limit <= 1:
+                    raise
+                connection.session_limit = min(connection.session_limit - 1, connection.sessions)
+
+    async def _wait(self, deadline: float) -> None:
+        left = deadline - self._clock.seconds()
+        if left <= 0 or len(self._waiting) >= MAX_WAITING:
+            raise LinkDown(
+                "The SSH server allows no more sessions at a time, and none has ended in time "
+                f"({len(self._waiting)} more are waiting). Raise MaxSessions in its sshd_config."
+            )
+        waiting: Deferred[None] = Deferred()
+        self._waiting.append(waiting)
+        timer = self._clock.callLater(left, self._wake, waiting)
+        try:
+            await waiting
+        finally:
+            if timer.active():
+                timer.cancel()
+            if waiting in self._waiting:
+                self._waiting.remove(waiting)
+
+    def _closed(self) -> None:
+        if self._waiting:
+            self._wake(self._waiting.popleft())
+
+    def wake_all(self) -> None:
+        """The lines have changed: whoever waits looks again."""
+        waiting, self._waiting = self._waiting, deque()
+        for one in waiting:
+            self._wake(one)
+
+    def _wake(self, waiting: Deferred[None]) -> None:
+        if not waiting.called:
+            waiting.callback(None)
+
+
+def _room(line: Line) -> bool:
+    transport = line.transport
+    if transport is None:
+        return line.usable
+    connection = transport.connection
+    assert isinstance(connection, SessionConnection)
+    return connection.sessions < connection.session_limit
