@@ -9,17 +9,17 @@ from twisted.trial.unittest import SynchronousTestCase
 from rda.docker.binds import (
     DEFAULT_RULES,
     BindSource,
-    Decision,
     Flavour,
+    Form,
     Rule,
+    Rules,
     System,
     Where,
     container_binds,
-    decide,
     local_path,
     mount_binds,
     remote_path,
-    volume_bind,
+    volume_source,
 )
 from rda.errors import BadRequest, Refused
 
@@ -70,7 +70,7 @@ class BindsTests(SynchronousTestCase):
                 (path, flavour, target, read_only, rest),
             )
             self.assertEqual(found.source + found.rest, spec)
-            self.assertEqual((found.where, found.may_create), (Where.BINDS, True))
+            self.assertEqual((found.form, found.may_create), (Form.BINDS, True))
 
     def test_volumes_are_left_alone(self) -> None:
         """Named and anonymous volumes are no binds; nor is what the daemon refuses as a volume name."""
@@ -106,8 +106,8 @@ class BindsTests(SynchronousTestCase):
             }
         )
         self.assertEqual(
-            [(one.path, one.where, one.index) for one in found],
-            [("/a", Where.BINDS, 1), ("/b", Where.BINDS, 2), ("/c", Where.MOUNTS, 1)],
+            [(one.path, one.form, one.index) for one in found],
+            [("/a", Form.BINDS, 1), ("/b", Form.BINDS, 2), ("/c", Form.MOUNTS, 1)],
         )
 
     def test_no_binds(self) -> None:
@@ -138,7 +138,7 @@ class MountsTests(SynchronousTestCase):
     def test_bind(self) -> None:
         """A mount of type bind is one; only CreateMountpoint lets the daemon create its source."""
         plain = mount(Type="bind", Source="/src/", Target="/app", ReadOnly=True)
-        self.assertEqual(plain, BindSource("/src", Flavour.POSIX, "/app", True, False, Where.MOUNTS, 0, "/src/"))
+        self.assertEqual(plain, BindSource("/src", Flavour.POSIX, "/app", True, False, Form.MOUNTS, 0, "/src/"))
         self.assertTrue(mount(Type="bind", Source="/s", BindOptions={"CreateMountpoint": True}).may_create)
         self.assertEqual(mount(Type="bind", Source="c:/s", Target="/x").path, r"C:\s")
 
@@ -162,7 +162,7 @@ class MountsTests(SynchronousTestCase):
     def test_volume_with_bind(self) -> None:
         """A volume whose local driver binds a path is a bind."""
         (found,) = self.volume(type="none", o="bind", device="/src")
-        self.assertEqual(found, BindSource("/src", Flavour.POSIX, "/d", False, False, Where.VOLUME, 0, "/src"))
+        self.assertEqual(found, BindSource("/src", Flavour.POSIX, "/d", False, False, Form.VOLUME, 0, "/src"))
         self.assertTrue(self.volume(o="ro,rbind", device="/src")[0].read_only)
         self.assertEqual(len(self.volume("", o="bind", device=r"C:\src")), 1)
         self.assertEqual(len(self.volume(None, o="bind", device="/src")), 1)
@@ -178,10 +178,10 @@ class MountsTests(SynchronousTestCase):
     def test_volume_create(self) -> None:
         """volumes/create with o=bind is a bind in disguise."""
         options = {"type": "none", "o": "bind", "device": "/src"}
-        found = volume_bind({"Name": "data", "Driver": "local", "DriverOpts": options})
-        self.assertEqual(found, BindSource("/src", Flavour.POSIX, "", False, False, Where.VOLUME, 0, "/src"))
-        self.assertIsNone(volume_bind({"Name": "data"}))
-        self.assertRaises(BadRequest, volume_bind, {"DriverOpts": {"o": ["bind"], "device": "/src"}})
+        found = volume_source({"Name": "data", "Driver": "local", "DriverOpts": options})
+        self.assertEqual(found, BindSource("/src", Flavour.POSIX, "", False, False, Form.VOLUME, 0, "/src"))
+        self.assertIsNone(volume_source({"Name": "data"}))
+        self.assertRaises(BadRequest, volume_source, {"DriverOpts": {"o": ["bind"], "device": "/src"}})
 
     def test_wrong_shapes(self) -> None:
         """A field of another type than the daemon's is refused, naming it."""
@@ -190,44 +190,44 @@ class MountsTests(SynchronousTestCase):
 
 
 class DecideTests(SynchronousTestCase):
-    """decide and remote_path."""
+    """Rules and remote_path."""
 
     def test_defaults(self) -> None:
         """The default rules know what is the remote host's own, and leave all else local."""
         for source, decision in {
-            "/var/run/docker.sock": Decision.REMOTE,
-            "//var/run/docker.sock": Decision.REMOTE,
-            "/var/run/../run/docker.sock": Decision.REMOTE,
-            "/run/user/1000/docker.sock": Decision.REMOTE,
-            "/run/containerd/containerd.sock": Decision.REMOTE,
-            "/run": Decision.REMOTE,
-            "/run/secrets": Decision.LOCAL,
-            "/proc": Decision.REMOTE,
-            "/proc/1/ns": Decision.REMOTE,
-            "/process": Decision.LOCAL,
-            "/dev/shm": Decision.REMOTE,
-            "/var/lib/docker/volumes": Decision.REMOTE,
-            "/var/lib/dockers": Decision.LOCAL,
-            "/etc/localtime": Decision.REMOTE,
-            "/": Decision.REFUSE,
-            "/home/me": Decision.LOCAL,
-            r"C:\src": Decision.LOCAL,
-            r"\\.\pipe\docker_engine": Decision.REMOTE,
-            "//./pipe/Docker_Engine": Decision.REMOTE,
-            r"\\.\pipe\other": Decision.REFUSE,
+            "/var/run/docker.sock": Where.REMOTE,
+            "//var/run/docker.sock": Where.REMOTE,
+            "/var/run/../run/docker.sock": Where.REMOTE,
+            "/run/user/1000/docker.sock": Where.REMOTE,
+            "/run/containerd/containerd.sock": Where.REMOTE,
+            "/run": Where.REMOTE,
+            "/run/secrets": Where.LOCAL,
+            "/proc": Where.REMOTE,
+            "/proc/1/ns": Where.REMOTE,
+            "/process": Where.LOCAL,
+            "/dev/shm": Where.REMOTE,
+            "/var/lib/docker/volumes": Where.REMOTE,
+            "/var/lib/dockers": Where.LOCAL,
+            "/etc/localtime": Where.REMOTE,
+            "/": Where.REFUSE,
+            "/home/me": Where.LOCAL,
+            r"C:\src": Where.LOCAL,
+            r"\\.\pipe\docker_engine": Where.REMOTE,
+            "//./pipe/Docker_Engine": Where.REMOTE,
+            r"\\.\pipe\other": Where.REFUSE,
         }.items():
-            self.assertIs(decide(bind(f"{source}:/x")).decision, decision, source)
+            self.assertIs(Rules().find(bind(f"{source}:/x")).where, decision, source)
 
     def test_first_match_wins(self) -> None:
         """The order of the rules decides."""
-        rules = (Rule("/data/keep", Decision.LOCAL), Rule("/data", Decision.REMOTE), Rule("/**", Decision.REFUSE))
+        rules = (Rule("/data/keep", Where.LOCAL), Rule("/data", Where.REMOTE), Rule("/**", Where.REFUSE))
         for source, decision in {
-            "/data/keep/x": Decision.LOCAL,
-            "/data/x": Decision.REMOTE,
-            "/other": Decision.REFUSE,
-            "/": Decision.REFUSE,
+            "/data/keep/x": Where.LOCAL,
+            "/data/x": Where.REMOTE,
+            "/other": Where.REFUSE,
+            "/": Where.REFUSE,
         }.items():
-            self.assertIs(decide(bind(f"{source}:/x"), rules).decision, decision)
+            self.assertIs(Rules(tuple(rules)).find(bind(f"{source}:/x")).where, decision)
 
     def test_patterns(self) -> None:
         """* and ? stay within a name, ** spans names, = is the path alone."""
@@ -239,23 +239,35 @@ class DecideTests(SynchronousTestCase):
             ("/a.b", ["/a.b"], ["/axb"]),
             ("/a/", ["/a", "/a/b"], ["/ab"]),
         ):
-            rules = [Rule(pattern, Decision.REMOTE)]
+            rules = [Rule(pattern, Where.REMOTE)]
             for source in yes:
-                self.assertIs(decide(bind(f"{source}:/x"), rules).decision, Decision.REMOTE, (pattern, source))
+                self.assertIs(Rules(tuple(rules)).find(bind(f"{source}:/x")).where, Where.REMOTE, (pattern, source))
             for source in no:
-                self.assertIs(decide(bind(f"{source}:/x"), rules).decision, Decision.LOCAL, (pattern, source))
+                self.assertIs(Rules(tuple(rules)).find(bind(f"{source}:/x")).where, Where.LOCAL, (pattern, source))
 
     def test_windows_patterns(self) -> None:
         """Windows paths are matched with forward slashes, whatever their case."""
-        self.assertIs(decide(bind(r"c:\Data\x:/x"), [Rule("C:/data", Decision.REFUSE)]).decision, Decision.REFUSE)
-        self.assertIs(decide(bind("/Data:/x"), [Rule("/data", Decision.REFUSE)]).decision, Decision.LOCAL)
+        self.assertIs(Rules((Rule("C:/data", Where.REFUSE),)).find(bind(r"c:\Data\x:/x")).where, Where.REFUSE)
+        self.assertIs(Rules((Rule("/data", Where.REFUSE),)).find(bind("/Data:/x")).where, Where.LOCAL)
+
+    def test_configuration(self) -> None:
+        """The user's rules come before the default ones, which still hold for what they do not match."""
+        rules = Rules.of([("/proc/mine", "local"), ("/srv", "remote"), ("=/", "remote")])
+        for source, where in {
+            "/proc/mine/x": Where.LOCAL,
+            "/proc": Where.REMOTE,
+            "/srv/x": Where.REMOTE,
+            "/": Where.REMOTE,
+            "/home": Where.LOCAL,
+        }.items():
+            self.assertIs(rules.decide(bind(f"{source}:/x")), where)
 
     def test_remote_path(self) -> None:
         """A remote path is the one written, in normal form, unless the rule names another one."""
-        self.assertEqual(remote_path(bind("//proc/:/x"), Rule("/proc", Decision.REMOTE)), "/proc")
+        self.assertEqual(remote_path(bind("//proc/:/x"), Rule("/proc", Where.REMOTE)), "/proc")
         pipe = bind(r"\\.\pipe\docker_engine:/x")
-        self.assertEqual(remote_path(pipe, decide(pipe)), "/var/run/docker.sock")
-        self.assertRaises(Refused, remote_path, bind(r"C:\x:/x"), Rule("C:/x", Decision.REMOTE))
+        self.assertEqual(remote_path(pipe, Rules().find(pipe)), "/var/run/docker.sock")
+        self.assertRaises(Refused, remote_path, bind(r"C:\x:/x"), Rule("C:/x", Where.REMOTE))
 
     def test_refusals_have_reasons(self) -> None:
         """Whoever is refused by default is told why."""

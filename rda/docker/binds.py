@@ -2,7 +2,7 @@
 
 Pure: nothing here looks at a file. A source is written in the client's own terms, and the client may run on another
 system than rda (a Windows docker.exe, rda in WSL): so a path is first read in its own :class:`Flavour`, then judged
-by :func:`decide`'s ordered rules, and only then turned into a path of this machine by :func:`local_path`.
+by :class:`Rules` in order, and only then turned into a path of this machine by :func:`local_path`.
 
 Sources: ``docker run -v`` and ``--mount`` references; dockerd's ``volume/mounts/linux_parser.go`` for how a spec
 is split; the local volume driver's ``type``, ``o`` and ``device`` options, which are mount(8)'s.
@@ -18,23 +18,23 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from functools import lru_cache
 
-from rda.docker.document import objects, text_list
+from rda.docker.document import object_of, objects, text_list, text_of
 from rda.errors import BadRequest, Refused
 
 __all__ = [
     "DEFAULT_RULES",
     "BindSource",
-    "Decision",
     "Flavour",
+    "Form",
     "Rule",
+    "Rules",
     "System",
     "Where",
     "container_binds",
-    "decide",
     "local_path",
     "mount_binds",
     "remote_path",
-    "volume_bind",
+    "volume_source",
 ]
 
 
@@ -55,8 +55,8 @@ class System(Enum):
     WINDOWS = auto()
 
 
-class Where(Enum):
-    """Where in a document a bind is written."""
+class Form(Enum):
+    """Form in a document a bind is written."""
 
     BINDS = auto()  # HostConfig.Binds[index]
     MOUNTS = auto()  # Mounts[index], Type bind
@@ -70,7 +70,7 @@ class BindSource:
     :ivar path: the source in normal form: lexically cleaned, ``C:\\src`` for a drive, ``\\\\server\\share`` for UNC.
     :ivar target: the path in the container; "" in a volumes/create document.
     :ivar may_create: whether the daemon would create a directory where the source is missing.
-    :ivar index: its position in the list that ``where`` names; 0 for a volumes/create document.
+    :ivar index: its position in the list that ``form`` names; 0 for a volumes/create document.
     :ivar source: as it is written.
     :ivar rest: in Binds, what follows the source, verbatim: ``:/app:ro,z``. Else "".
     """
@@ -80,14 +80,14 @@ class BindSource:
     target: str
     read_only: bool
     may_create: bool
-    where: Where
+    form: Form
     index: int = 0
     source: str = ""
     rest: str = ""
 
 
-class Decision(Enum):
-    """Whose path a source is."""
+class Where(Enum):
+    """Whose path a source is; the values are those of the configuration."""
 
     LOCAL = "local"  # a path of this machine: mirrored to the remote host
     REMOTE = "remote"  # a path of the remote host: passed on as it is
@@ -103,12 +103,14 @@ class Rule:
         with ``/`` for ``\\``, whatever their case.
     :ivar reason: for people: in create's Warnings, or in the refusal.
     :ivar instead: for ``remote``: the remote host's path for what is named so here (its Docker socket).
+    :ivar expected: for ``remote``: nobody would mean anything else, so that create gives no warning.
     """
 
     pattern: str
-    decision: Decision
+    where: Where
     reason: str = ""
     instead: str = ""
+    expected: bool = False
 
 
 _DOCKER = "the Docker socket means the remote daemon's own"
@@ -117,30 +119,30 @@ _SOCKET = "a socket below /run is the remote host's"
 
 #: What holds when the configuration says nothing else. etc/rda.toml shows the same list.
 DEFAULT_RULES: tuple[Rule, ...] = (
-    Rule("=/var/run/docker.sock", Decision.REMOTE, _DOCKER),
-    Rule("=/run/docker.sock", Decision.REMOTE, _DOCKER),
-    Rule("=/run/user/*/docker.sock", Decision.REMOTE, _DOCKER),
-    Rule("=//./pipe/docker_engine", Decision.REMOTE, _DOCKER, instead="/var/run/docker.sock"),
-    Rule("//./pipe", Decision.REFUSE, "a Windows named pipe cannot be reached from a Linux container"),
-    Rule("/run/**.sock", Decision.REMOTE, _SOCKET),
-    Rule("/var/run/**.sock", Decision.REMOTE, _SOCKET),
-    Rule("=/run", Decision.REMOTE, _SOCKET),
-    Rule("=/var/run", Decision.REMOTE, _SOCKET),
-    Rule("/proc", Decision.REMOTE, _KERNEL),
-    Rule("/sys", Decision.REMOTE, _KERNEL),
-    Rule("/dev", Decision.REMOTE, _KERNEL),
-    Rule("/lib/modules", Decision.REMOTE, _KERNEL),
-    Rule("/usr/lib/modules", Decision.REMOTE, _KERNEL),
-    Rule("/boot", Decision.REMOTE, _KERNEL),
-    Rule("/var/lib/docker", Decision.REMOTE, "it is the remote daemon's own directory"),
-    Rule("/var/lib/containerd", Decision.REMOTE, "it is the remote daemon's own directory"),
-    Rule("/etc/localtime", Decision.REMOTE, "the remote host's clock is meant"),
-    Rule("/etc/timezone", Decision.REMOTE, "the remote host's clock is meant"),
-    Rule("=/", Decision.REFUSE, "a whole file system is not mirrored; add a rule that says remote if its own is meant"),
+    Rule("=/var/run/docker.sock", Where.REMOTE, _DOCKER, expected=True),
+    Rule("=/run/docker.sock", Where.REMOTE, _DOCKER, expected=True),
+    Rule("=/run/user/*/docker.sock", Where.REMOTE, _DOCKER, expected=True),
+    Rule("=//./pipe/docker_engine", Where.REMOTE, _DOCKER, instead="/var/run/docker.sock", expected=True),
+    Rule("//./pipe", Where.REFUSE, "a Windows named pipe cannot be reached from a Linux container"),
+    Rule("/run/**.sock", Where.REMOTE, _SOCKET),
+    Rule("/var/run/**.sock", Where.REMOTE, _SOCKET),
+    Rule("=/run", Where.REMOTE, _SOCKET),
+    Rule("=/var/run", Where.REMOTE, _SOCKET),
+    Rule("/proc", Where.REMOTE, _KERNEL, expected=True),
+    Rule("/sys", Where.REMOTE, _KERNEL, expected=True),
+    Rule("/dev", Where.REMOTE, _KERNEL, expected=True),
+    Rule("/lib/modules", Where.REMOTE, _KERNEL, expected=True),
+    Rule("/usr/lib/modules", Where.REMOTE, _KERNEL, expected=True),
+    Rule("/boot", Where.REMOTE, _KERNEL, expected=True),
+    Rule("/var/lib/docker", Where.REMOTE, "it is the remote daemon's own directory", expected=True),
+    Rule("/var/lib/containerd", Where.REMOTE, "it is the remote daemon's own directory", expected=True),
+    Rule("/etc/localtime", Where.REMOTE, "the remote host's clock is meant", expected=True),
+    Rule("/etc/timezone", Where.REMOTE, "the remote host's clock is meant", expected=True),
+    Rule("=/", Where.REFUSE, "a whole file system is not mirrored; add a rule that says remote if its own is meant"),
 )
 
 #: What holds when no rule matches.
-_LOCAL = Rule("/", Decision.LOCAL)
+_LOCAL = Rule("/", Where.LOCAL)
 
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
@@ -156,11 +158,7 @@ def container_binds(document: Mapping[str, object]) -> tuple[BindSource, ...]:
 
     :raises BadRequest: an entry cannot be understood.
     """
-    host_config = document.get("HostConfig")
-    if host_config is None:
-        return ()
-    if not isinstance(host_config, dict):
-        raise BadRequest("HostConfig in the request document has to be an object")
+    host_config = object_of(document.get("HostConfig"), "HostConfig")
     specs = text_list(host_config.get("Binds"), "HostConfig.Binds")
     binds = [bind for index, spec in enumerate(specs) if (bind := _from_spec(index, spec))]
     return (*binds, *mount_binds(host_config.get("Mounts"), "HostConfig.Mounts"))
@@ -175,7 +173,7 @@ def mount_binds(mounts: object, what: str) -> tuple[BindSource, ...]:
     return tuple(bind for bind in found if bind)
 
 
-def volume_bind(document: Mapping[str, object]) -> BindSource | None:
+def volume_source(document: Mapping[str, object]) -> BindSource | None:
     """Find the bind that a canonical volumes/create document is in disguise, or None."""
     return _from_driver(document.get("Driver"), document.get("DriverOpts"), 0, "", False, "DriverOpts")
 
@@ -202,37 +200,37 @@ def _from_spec(index: int, spec: str) -> BindSource | None:
         raise _invalid(spec)
     options = parts[1].split(",") if len(parts) == 2 else []
     path, flavour = _read(source)
-    return BindSource(path, flavour, parts[0], "ro" in options, True, Where.BINDS, index, source, rest)
+    return BindSource(path, flavour, parts[0], "ro" in options, True, Form.BINDS, index, source, rest)
 
 
 def _from_mount(index: int, mount: Mapping[str, object], what: str) -> BindSource | None:
     """Read one entry of Mounts; None for what is no bind."""
-    target = _text(mount.get("Target"), f"{what}.Target")
+    target = text_of(mount.get("Target"), f"{what}.Target")
     read_only = mount.get("ReadOnly") is True
     if mount.get("Type") == "volume":
-        driver = _object(_object(mount.get("VolumeOptions"), f"{what}.VolumeOptions").get("DriverConfig"), what)
+        driver = object_of(object_of(mount.get("VolumeOptions"), f"{what}.VolumeOptions").get("DriverConfig"), what)
         return _from_driver(driver.get("Name"), driver.get("Options"), index, target, read_only, what)
     if mount.get("Type") != "bind":
         return None
-    source = _text(mount.get("Source"), f"{what}.Source")
-    may_create = _object(mount.get("BindOptions"), f"{what}.BindOptions").get("CreateMountpoint") is True
+    source = text_of(mount.get("Source"), f"{what}.Source")
+    may_create = object_of(mount.get("BindOptions"), f"{what}.BindOptions").get("CreateMountpoint") is True
     if not _is_path(source):
         return None  # empty or relative: the daemon says what is wrong with it
     path, flavour = _read(source)
-    return BindSource(path, flavour, target, read_only, may_create, Where.MOUNTS, index, source)
+    return BindSource(path, flavour, target, read_only, may_create, Form.MOUNTS, index, source)
 
 
 def _from_driver(
     name: object, options: object, index: int, target: str, read_only: bool, what: str
 ) -> BindSource | None:
     """Read the local volume driver's options; None when they are not a bind of a path."""
-    values = _object(options, f"{what} options")
-    words = _text(values.get("o"), f"{what} option o").split(",")
-    device = _text(values.get("device"), f"{what} option device")
+    values = object_of(options, f"{what} options")
+    words = text_of(values.get("o"), f"{what} option o").split(",")
+    device = text_of(values.get("device"), f"{what} option device")
     if name not in (None, "", "local") or not {"bind", "rbind"} & set(words) or not _is_path(device):
         return None
     path, flavour = _read(device)
-    return BindSource(path, flavour, target, read_only or "ro" in words, False, Where.VOLUME, index, device)
+    return BindSource(path, flavour, target, read_only or "ro" in words, False, Form.VOLUME, index, device)
 
 
 def _is_path(source: str) -> bool:
@@ -254,14 +252,29 @@ def _read(source: str) -> tuple[str, Flavour]:
     return "/" + path.lstrip("/"), Flavour.POSIX  # POSIX lets a leading // stand; Linux and macOS give it no meaning
 
 
-def decide(bind: BindSource, rules: Iterable[Rule] = DEFAULT_RULES) -> Rule:
-    """Return the first rule that matches a bind's source; without any it is local."""
-    windows = bind.flavour is not Flavour.POSIX
-    path = bind.path.replace("\\", "/") if windows else bind.path
-    for rule in rules:
-        if _expression(rule.pattern, windows).fullmatch(path):
-            return rule
-    return _LOCAL
+@dataclass(frozen=True)
+class Rules:
+    """The ordered rules of one context."""
+
+    rules: tuple[Rule, ...] = DEFAULT_RULES
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[str, str | Where]]) -> Rules:
+        """Put the user's rules, as pattern and ``local``, ``remote`` or ``refuse``, before the default ones."""
+        return cls((*(Rule(pattern, Where(where)) for pattern, where in pairs), *DEFAULT_RULES))
+
+    def find(self, bind: BindSource) -> Rule:
+        """Return the first rule that matches a bind's source; without any it is local."""
+        windows = bind.flavour is not Flavour.POSIX
+        path = bind.path.replace("\\", "/") if windows else bind.path
+        for rule in self.rules:
+            if _expression(rule.pattern, windows).fullmatch(path):
+                return rule
+        return _LOCAL
+
+    def decide(self, bind: BindSource) -> Where:
+        """Say whose path a bind's source is."""
+        return self.find(bind).where
 
 
 @lru_cache(maxsize=1024)
@@ -334,19 +347,3 @@ def _on_windows(bind: BindSource) -> str:
 def _invalid(spec: str) -> BadRequest:
     """Say what dockerd says of a Binds entry that it cannot split."""
     return BadRequest(f"invalid volume specification: '{spec}'")
-
-
-def _text(value: object, what: str) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise BadRequest(f"{what} in the request document has to be a text")
-    return value
-
-
-def _object(value: object, what: str) -> Mapping[str, object]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise BadRequest(f"{what} in the request document has to be an object")
-    return value

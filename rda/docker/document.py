@@ -33,11 +33,13 @@ __all__ = [
     "Struct",
     "canonical",
     "fold",
+    "object_of",
     "objects",
     "parse",
     "parse_any",
     "serialise",
     "text_list",
+    "text_of",
 ]
 
 #: The largest request document, bytes. Compose's largest are tens of kilobytes; issue 4 sets the limit.
@@ -201,6 +203,31 @@ def _canonical_struct(value: dict[str, object], schema: Struct, where: str) -> d
         else:
             result[name] = _canonical(item, schema.fields[name], f"{where}{name}.")
     return result
+
+
+def object_of(value: object, what: str) -> Mapping[str, object]:
+    """Return an object that was read from a document; null and absent are empty, as in Go.
+
+    :param what: the place, for the error, e.g. ``HostConfig``.
+    :raises BadRequest: it is something else.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise BadRequest(f"{what} in the request document has to be an object")
+    return value
+
+
+def text_of(value: object, what: str) -> str:
+    """Return a text that was read from a document; null and absent are empty, as in Go.
+
+    :raises BadRequest: it is something else.
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise BadRequest(f"{what} in the request document has to be a text")
+    return value
 
 
 def objects(value: object, what: str) -> list[dict[str, object]]:

@@ -1,0 +1,165 @@
+"""What the user asked for, as labels of a container or volume keep it on the remote host, and whose it is. Pure.
+
+The remote is the truth: after a restart of rda, the labels are all that is left, and all that is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from rda.docker.document import object_of, parse_any, serialise, text_list, text_of
+from rda.docker.ports import Published, requested
+from rda.errors import BadRequest, RdaError
+
+__all__ = [
+    "LABEL_PREFIX",
+    "OWNER_LABEL",
+    "REQUEST_LABEL",
+    "Request",
+    "claims",
+    "find_request",
+    "hidden",
+    "labels_of",
+    "owner_of",
+    "owns",
+    "publishes",
+    "request_of",
+]
+
+#: Labels that begin so are rda's: clients neither set nor see them.
+LABEL_PREFIX = "io.rda."
+OWNER_LABEL = "io.rda.owner"
+REQUEST_LABEL = "io.rda.request"
+
+#: The form of :class:`Request`. A label of another version is not understood, and its container not touched.
+_VERSION = 1
+
+#: Network modes whose containers publish nothing.
+_UNPUBLISHED = ("host", "none")
+
+
+def publishes(network_mode: str) -> bool:
+    """Return whether containers of a network mode publish ports."""
+    return network_mode not in _UNPUBLISHED and not network_mode.startswith("container:")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, as a container's or volume's label keeps it.
+
+    :ivar nonce: unlike any other request's: a label that an image was committed with can be told by it.
+    :ivar bindings: the original PortBindings, or None when there were none.
+    :ivar publish_all: the original PublishAllPorts.
+    :ivar exposed: with ``publish_all``, the container ports that it meant.
+    :ivar originals: what the rewrite replaced: place in the document -> text, ``b0`` for the whole of Binds[0],
+        ``m2`` for the source of Mounts[2], ``v`` for the device of a volumes/create.
+    :ivar shown: remote path -> the path that Docker would show, for the places that name the path alone.
+    :ivar sources: the bind paths that are mirrored for it, as the client's system writes them, each once, in order.
+    :ivar network_mode: the original NetworkMode.
+    """
+
+    nonce: str
+    bindings: Mapping[str, object] | None = None
+    publish_all: bool = False
+    exposed: tuple[str, ...] = ()
+    originals: Mapping[str, str] = field(default_factory=dict)
+    shown: Mapping[str, str] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
+    network_mode: str = ""
+
+    def label(self) -> str:
+        """Return the label's value: compact JSON, what is empty left out."""
+        fields: dict[str, object] = {"v": _VERSION, "n": self.nonce}
+        if self.bindings is not None:
+            fields["ports"] = self.bindings
+        if self.publish_all:
+            fields |= {"all": True, "exposed": list(self.exposed)}
+        if self.originals:
+            fields |= {"originals": dict(self.originals), "shown": dict(self.shown), "sources": list(self.sources)}
+        if self.network_mode:
+            fields["net"] = self.network_mode
+        return serialise(fields).decode("utf-8")
+
+    @property
+    def ports(self) -> tuple[Published, ...]:
+        """What it publishes; nothing where the network mode publishes nothing."""
+        if not publishes(self.network_mode):
+            return ()
+        return requested(self.bindings, self.publish_all, self.exposed)
+
+
+def find_request(labels: object) -> Request | None:
+    """Read the request among a container's or volume's labels; None when there is none that we understand."""
+    text = labels.get(REQUEST_LABEL) if isinstance(labels, dict) else None
+    if not isinstance(text, str):
+        return None
+    try:
+        fields = object_of(parse_any(text.encode("utf-8", "replace")), REQUEST_LABEL)
+        ports = fields.get("ports")
+        request = Request(
+            nonce=text_of(fields.get("n"), "n"),
+            bindings=None if ports is None else object_of(ports, "ports"),
+            publish_all=fields.get("all") is True,
+            exposed=tuple(text_list(fields.get("exposed"), "exposed")),
+            originals=_texts(fields.get("originals")),
+            shown=_texts(fields.get("shown")),
+            sources=tuple(text_list(fields.get("sources"), "sources")),
+            network_mode=text_of(fields.get("net"), "net"),
+        )
+        understood = fields.get("v") == _VERSION and request.nonce and request.ports is not None
+    except RdaError:
+        return None
+    return request if understood else None
+
+
+def _texts(value: object) -> dict[str, str]:
+    return {name: text_of(text, name) for name, text in object_of(value, REQUEST_LABEL).items()}
+
+
+def request_of(container: Mapping[str, object]) -> Request:
+    """Return what the user asked for with a container that :func:`claims` to be ours.
+
+    :raises BadRequest: it does not say.
+    """
+    request = find_request(labels_of(container))
+    if request is None:
+        raise BadRequest(f"container {container.get('Id')} carries no {REQUEST_LABEL} label that this rda understands")
+    return request
+
+
+def owner_of(document: Mapping[str, object]) -> str | None:
+    """Return whose label a container (inspect document or list entry) or volume carries."""
+    owner = labels_of(document).get(OWNER_LABEL)
+    return owner if isinstance(owner, str) else None
+
+
+def claims(container: Mapping[str, object], owner: str) -> bool:
+    """Return whether a container's labels say that ``owner`` made it; :func:`owns` says whether that counts."""
+    return owner_of(container) == owner and find_request(labels_of(container)) is not None
+
+
+def owns(container: Mapping[str, object], image: Mapping[str, object] | None, owner: str) -> bool:
+    """Return whether a container was created through rda as ``owner``.
+
+    ``docker commit`` copies a container's labels into an image, and from there into containers that never passed
+    through rda: a label counts only where the image does not carry the same request.
+
+    :param container: its inspect document.
+    :param image: its image's inspect document; None when the image is gone, and so has no labels to copy.
+    """
+    if not claims(container, owner):
+        return False
+    return labels_of(image or {}).get(REQUEST_LABEL) != labels_of(container).get(REQUEST_LABEL)
+
+
+def hidden(labels: Mapping[str, object]) -> dict[str, object]:
+    """Return labels without rda's own."""
+    return {name: value for name, value in labels.items() if not name.startswith(LABEL_PREFIX)}
+
+
+def labels_of(document: Mapping[str, object]) -> Mapping[str, object]:
+    """Return the labels of an inspect document (below Config) or of a list entry (at the top)."""
+    config = document.get("Config")
+    labels = config.get("Labels") if isinstance(config, dict) else document.get("Labels")
+    return labels if isinstance(labels, dict) else {}
