@@ -119,7 +119,44 @@ class IRemoteFiles(Interface):
         """Make a symbolic link at ``path``."""
 
     def set_attributes(path: bytes, mode: int | None, mtime: int | None) -> Deferred[None]:
-        """Set permission bits and whole-second modification time, where given."""
+        """Set permission bits and whole-second modification time, where given. Follows symbolic links."""
+
+    features = Attribute("What the server can do beyond SFTP version 3: names such as ``posix-rename``, ``copy-data``.")
+
+    write_size = Attribute("The most bytes that one write_at may carry.")
+
+    def rename_new(old: bytes, new: bytes) -> Deferred[None]:
+        """Rename, failing with FileExistsError (and changing nothing) when something has the new name."""
+
+    def space(path: bytes) -> Deferred[int | None]:
+        """Bytes that an ordinary user can still write where ``path`` is; None when the server does not tell."""
+
+    def open(path: bytes, *, write: bool, create: bool = False, mode: int = 0o600) -> Deferred[bytes]:
+        """Open a file and fire with its handle; with ``create`` it must not exist yet.
+
+        Operations on one handle are carried out in the order in which they were asked for, so they may be issued
+        without waiting. Every handle has to be closed.
+        """
+
+    def write_at(handle: bytes, offset: int, data: bytes) -> Deferred[None]:
+        """Write at most ``write_size`` bytes."""
+
+    def read_at(handle: bytes, offset: int, length: int) -> Deferred[bytes]:
+        """Read at most ``length`` bytes; b"" at the end of the file."""
+
+    def handle_attributes(handle: bytes) -> Deferred[Attributes]:
+        """What an open file is."""
+
+    def set_handle_attributes(
+        handle: bytes, *, size: int | None, mode: int | None, mtime: int | None
+    ) -> Deferred[None]:
+        """Truncate or extend, set permission bits, set the modification time: where given."""
+
+    def copy_data(source: bytes, target: bytes) -> Deferred[None]:
+        """Copy all of one open file to the start of another on the remote host (only with ``copy-data``)."""
+
+    def close(handle: bytes) -> Deferred[None]:
+        """Close a handle."""
 
 
 class ICallRewriter(Interface):

@@ -1,0 +1,171 @@
+"""Read local files, so that what is sent is known to be one version of them. Blocking: runs in a thread."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rda.sync.scan import entry_of_file
+from rda.sync.tree import Entry, join
+
+#: A file that changed less than this before it was read may change again without a trace in its times: the kernel
+#: stamps with the time of its last timer tick (at most 10 ms apart).
+RACY_NS = 100_000_000
+
+#: The same for file systems that keep whole or even seconds (FAT, HFS+, old NFS).
+RACY_COARSE_NS = 2_000_000_000
+
+_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+class Unreadable(Exception):
+    """A local file cannot be read; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """One small file's content.
+
+    :ivar entry: of the version that was read.
+    :ivar steady: whether it stayed the same while it was read.
+    :ivar digest: of the content, where the times cannot be trusted to show the next change (see :data:`RACY_NS`).
+    """
+
+    path: bytes
+    data: bytes
+    entry: Entry
+    steady: bool
+    digest: bytes | None
+
+
+def load(root: bytes, path: bytes, limit: int) -> Loaded | Unreadable | None:
+    """Read one file whole.
+
+    :param limit: bytes; a file that has grown beyond it is not read to its end, and is not ``steady``.
+    :return: None when it is not there any more (or is no regular file any more: the next look will tell).
+    """
+    try:
+        descriptor = os.open(join(root, path), _OPEN)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        return None if error.errno == errno.ELOOP else Unreadable(f"cannot be read: {error.strerror}")
+    try:
+        started = time.time_ns()
+        before = os.fstat(descriptor)
+        if not stat.S_ISREG(before.st_mode):
+            return None
+        data = _read(descriptor, min(before.st_size, limit) + 1)
+        after = os.fstat(descriptor)
+    except OSError as error:
+        return Unreadable(f"cannot be read: {error.strerror}")
+    finally:
+        os.close(descriptor)
+    entry = entry_of_file(before)
+    steady = len(data) == before.st_size and entry == entry_of_file(after)
+    if len(data) > before.st_size:
+        data = data[: before.st_size]
+    if len(data) != entry.size:
+        entry = entry._replace(size=len(data))
+    return Loaded(path, data, entry, steady, fingerprint(data) if racy(entry, started) else None)
+
+
+def load_all(root: bytes, paths: Sequence[bytes], limit: int) -> list[Loaded | Unreadable | None]:
+    """Read several small files: one visit to the thread pool for all of them."""
+    return [load(root, path, limit) for path in paths]
+
+
+def racy(entry: Entry, read_at: int) -> bool:
+    """Whether the file could have changed once more after it was read, at ``read_at``, leaving the same times."""
+    coarse = entry.ctime_ns % 1_000_000_000 == 0
+    return entry.ctime_ns >= read_at - (RACY_COARSE_NS if coarse else RACY_NS)
+
+
+def fingerprint(data: bytes) -> bytes:
+    """A digest to compare content with: SHA-256, which processors have instructions for."""
+    return hashlib.sha256(data).digest()
+
+
+def changed_since(root: bytes, digests: Sequence[tuple[bytes, bytes]]) -> tuple[set[bytes], list[bytes]]:
+    """Which racily clean files did change after all.
+
+    :param digests: paths, and the digests of what was sent.
+    :return: those whose content differs, and those that are old enough by now to be trusted from here on.
+    """
+    different, settled = set(), []
+    for path, digest in digests:
+        now = time.time_ns()
+        try:
+            with open(os.open(join(root, path), _OPEN), "rb") as file:
+                found = hashlib.file_digest(file, "sha256").digest()
+                entry = entry_of_file(os.fstat(file.fileno()))
+        except OSError:  # gone or unreadable: the look has seen that, or the next one will
+            continue
+        if found != digest:
+            different.add(path)
+        elif not racy(entry, now):
+            settled.append(path)
+    return different, settled
+
+
+def open_large(root: bytes, path: bytes) -> tuple[int, Entry] | Unreadable | None:
+    """Open a file that is sent in pieces; returns a descriptor (which the caller closes) and its entry now."""
+    try:
+        descriptor = os.open(join(root, path), _OPEN)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        return None if error.errno == errno.ELOOP else Unreadable(f"cannot be read: {error.strerror}")
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        return None
+    return descriptor, entry_of_file(found)
+
+
+def read_piece(descriptor: int, offset: int, length: int) -> bytes:
+    """A piece of a large file; shorter than ``length`` only at its end."""
+    pieces = []
+    while length > 0:
+        piece = os.pread(descriptor, length, offset)
+        if not piece:
+            break
+        pieces.append(piece)
+        offset += len(piece)
+        length -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _read(descriptor: int, length: int) -> bytes:
+    pieces = []
+    while length > 0 and (piece := os.read(descriptor, length)):
+        pieces.append(piece)
+        length -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def unchanged(descriptor: int, entry: Entry) -> bool:
+    """Whether an open file still is the version that ``entry`` was taken of."""
+    return entry_of_file(os.fstat(descriptor)) == entry
+
+
+def digest_of(descriptor: int) -> bytes:
+    """A digest of an open file's content."""
+    with open(descriptor, "rb", closefd=False) as file:
+        file.seek(0)
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def now() -> int:
+    """The clock that stamps local files, nanoseconds."""
+    return time.time_ns()
+
+
+def close(descriptor: int) -> None:
+    """Close a file: in a thread, because a network file system may take its time."""
+    os.close(descriptor)

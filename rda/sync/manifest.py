@@ -1,0 +1,194 @@
+"""What rda has put on the remote: one sqlite file per mirror, crash-safe.
+
+Before anything on the remote is touched, the *intent* is written down; afterwards the *result*. Killed in between, the
+next start finds intents without results: whatever is at such a path is looked at before it is believed to be ours.
+
+Write-ahead logging without a sync per transaction: a killed process loses nothing, a power cut may lose the last
+transactions, and both then look like intents or like unknown files, which are compared and adopted.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable
+
+from rda.sync.tree import Entry
+
+#: Raised when the tables change; an older file is dropped, and what is on the remote is compared and adopted.
+FORMAT = 1
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS entry (path BLOB PRIMARY KEY, kind INTEGER, mode INTEGER, size INTEGER, mtime_ns INTEGER,
+    ctime_ns INTEGER, inode INTEGER, target BLOB, digest BLOB) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS intent (path BLOB PRIMARY KEY, kind INTEGER, mode INTEGER, size INTEGER, mtime_ns INTEGER,
+    ctime_ns INTEGER, inode INTEGER, target BLOB) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS blocks (path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, hashes BLOB) WITHOUT ROWID;
+"""
+
+#: sqlite's INTEGER is signed 64 bit, inode numbers are unsigned.
+_SIGN, _MASK = 1 << 63, (1 << 64) - 1
+
+
+class Manifest:
+    """The manifest of one mirror, in memory and in its file.
+
+    :param path: of the sqlite file; ``:memory:`` in tests.
+
+    :ivar entries: what is on the remote because of us. Read it; change it through the methods only.
+    :ivar digests: of files whose content was read so soon after their last change that a later change could have
+        left the same times and size (git calls them racily clean).
+    :ivar doubtful: intents of an earlier run without a result, at paths that were not ours before.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._db = self._open(path)
+        self.digests: dict[bytes, bytes] = {}
+        self.entries: dict[bytes, Entry] = {}
+        self.doubtful: dict[bytes, Entry] = {}
+        self._load()
+
+    def _open(self, path: str) -> sqlite3.Connection:
+        try:
+            return self._connect(path)
+        except sqlite3.DatabaseError:
+            for suffix in ("", "-wal", "-shm"):
+                if os.path.exists(path + suffix):
+                    os.unlink(path + suffix)
+            return self._connect(path)
+
+    def _connect(self, path: str) -> sqlite3.Connection:
+        # Made in a thread (loading takes a while), then used by the reactor's alone.
+        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=NORMAL")
+            if db.execute("PRAGMA user_version").fetchone()[0] not in (0, FORMAT):
+                raise sqlite3.DatabaseError("of another format")
+            db.executescript(_TABLES)
+            db.execute(f"PRAGMA user_version={FORMAT}")
+        except sqlite3.DatabaseError:
+            db.close()
+            raise
+        return db
+
+    def _load(self) -> None:
+        for path, kind, mode, size, mtime, ctime, inode, target, digest in self._db.execute("SELECT * FROM entry"):
+            self.entries[path] = Entry(kind, mode, size, mtime, ctime, inode & _MASK, target)
+            if digest is not None:
+                self.digests[path] = digest
+        for path, kind, mode, size, mtime, ctime, inode, target in self._db.execute("SELECT * FROM intent"):
+            if path in self.entries:  # ours before and after: only which of the two contents is there is not known
+                self.entries[path] = self.entries[path].uncertain()
+            else:
+                self.doubtful[path] = Entry(kind, mode, size, mtime, ctime, inode & _MASK, target)
+
+    def meta(self, name: str) -> str | None:
+        """A value that was remembered with :meth:`remember`, or None."""
+        row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def remember(self, name: str, value: str) -> None:
+        """Keep a value about the mirror as a whole."""
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+    def intend(self, entries: Iterable[tuple[bytes, Entry]]) -> None:
+        """Note what is about to be put on the remote."""
+        with _Transaction(self._db):
+            self._db.executemany(
+                "INSERT OR REPLACE INTO intent VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                ((path, *_signed(entry)) for path, entry in entries),
+            )
+
+    def settle(
+        self, put: Iterable[tuple[bytes, Entry, bytes | None]], removed: Iterable[bytes], undone: Iterable[bytes] = ()
+    ) -> None:
+        """Note results.
+
+        :param put: what is on the remote now, with the digest of racy files.
+        :param removed: what is not there any more, or not ours any more.
+        :param undone: intents that were not carried out: the remote is as it was before.
+        """
+        put, removed, undone = list(put), list(removed), list(undone)
+        with _Transaction(self._db):
+            self._db.executemany(
+                "INSERT OR REPLACE INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                ((path, *_signed(entry), digest) for path, entry, digest in put),
+            )
+            self._db.executemany("DELETE FROM entry WHERE path = ?", ((path,) for path in removed))
+            self._db.executemany("DELETE FROM blocks WHERE path = ?", ((path,) for path in removed))
+            self._db.executemany(
+                "DELETE FROM intent WHERE path = ?",
+                ((path,) for path in (*(p for p, _, _ in put), *removed, *undone)),
+            )
+        for path, entry, digest in put:
+            self.entries[path] = entry
+            if digest is None:
+                self.digests.pop(path, None)
+            else:
+                self.digests[path] = digest
+        for path in removed:
+            self.entries.pop(path, None)
+            self.digests.pop(path, None)
+        for path in (*(p for p, _, _ in put), *removed, *undone):
+            self.doubtful.pop(path, None)
+
+    def doubt(self, paths: Iterable[bytes]) -> None:
+        """The content of these is not known any more (in memory: the intents in the file say the same)."""
+        for path in paths:
+            old = self.entries.get(path)
+            if old is not None:
+                self.entries[path] = old.uncertain()
+
+    def forget_everything(self) -> None:
+        """The remote tree is not the one we knew: nothing in it is known to be ours."""
+        with _Transaction(self._db):
+            for table in ("entry", "intent", "blocks"):
+                self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - names of ours
+        self.entries.clear()
+        self.digests.clear()
+        self.doubtful.clear()
+
+    def blocks(self, path: bytes) -> tuple[int, int, bytes] | None:
+        """Size, mtime_ns and block hashes of a large file as it was sent, or None."""
+        row = self._db.execute("SELECT size, mtime_ns, hashes FROM blocks WHERE path = ?", (path,)).fetchone()
+        return None if row is None else (row[0], row[1], row[2])
+
+    def remember_blocks(self, path: bytes, size: int, mtime_ns: int, hashes: bytes) -> None:
+        """Keep the block hashes of a large file as it was sent."""
+        self._db.execute("INSERT OR REPLACE INTO blocks VALUES (?, ?, ?, ?)", (path, size, mtime_ns, hashes))
+
+    def totals(self) -> tuple[int, int]:
+        """How many entries there are, and the bytes of all files."""
+        return len(self.entries), sum(entry.size for entry in self.entries.values())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+
+class _Transaction:
+    """``BEGIN`` … ``COMMIT``, or ``ROLLBACK`` when something is raised."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: object, value: object, trace: object) -> None:
+        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+
+
+def _signed(entry: Entry) -> tuple[object, ...]:
+    inode = entry.inode
+    return (
+        int(entry.kind),
+        entry.mode,
+        entry.size,
+        entry.mtime_ns,
+        entry.ctime_ns,
+        inode - (1 << 64) if inode & _SIGN else inode,
+        entry.target,
+    )

@@ -1,0 +1,547 @@
+"""One mirror: the local tree of one bind mount's source, and the tree on the remote host that follows it.
+
+One pass at a time: look (in a thread), compare, carry out. Whatever asks for a pass while one is running (events, a
+flush, a reconnect) is put together into the next one. A pass that fails as a whole leaves the mirror waiting, with the
+reason, and is tried again; what fails for one path is a problem of that path, and is tried again too.
+
+States: ``idle``, ``scanning``, ``applying``, ``waiting`` (for the link), ``halted`` (a person has to act: see
+:func:`rda.sync.plan.check` and :class:`rda.sync.scan.RootProblem`).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from watchdog.observers.api import ObservedWatch
+
+from rda.errors import RdaError, SyncFailed, SyncHalted
+from rda.interfaces import IRemoteFiles, IRemoteHost
+from rda.status import MirrorStatus, Problem
+from rda.sync import content, plan
+from rda.sync.apply import Apply, InThread, Outcome
+from rda.sync.manifest import Manifest
+from rda.sync.remote import OPERATIONS_AT_ONCE, RemoteTree, each
+from rda.sync.scan import RootProblem, Scanner
+from rda.sync.tree import WHOLE, Entry, Kind, Scope, Snapshot, printable, within
+from rda.sync.watch import Hints, Watcher
+
+#: Seconds before a pass or a path that failed is tried again; doubled each time up to the second number.
+RETRY_FIRST, RETRY_LONGEST = 1.0, 60.0
+
+#: Seconds between looks at a halted mirror's root: it may be back.
+HALTED_LOOK = 2.0
+
+#: How often a pass looks at once again at files that changed while they were read, before it leaves them for later.
+ROUNDS = 3
+
+#: Seconds between looks at a tree that cannot be watched.
+POLL = 2.0
+
+#: Seconds between looks at a watched tree, as a net below the events.
+NET = 600.0
+
+#: Seconds after which a file that was read right after a change is looked at again.
+RACY_LOOK = 2.5
+
+#: Problems that the status lists; the rest is a number.
+PROBLEMS_SHOWN = 100
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What all mirrors of a context share.
+
+    :ivar reactor: the clock, and ``callFromThread`` for the watcher.
+    :ivar in_thread: runs a blocking function in a thread and fires with its result.
+    """
+
+    host: IRemoteHost
+    reactor: Any
+    in_thread: InThread
+    watcher: Watcher
+
+
+class Mirror:
+    """Keeps one remote tree equal to one local tree.
+
+    :param source: absolute local path.
+    :param base: gives the mirror's directory on the remote, once it is known.
+    :param manifest_path: of the sqlite file.
+    :param rules: ignore patterns of the configuration.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        source: str,
+        kind: Kind,
+        base: Callable[[], Deferred[bytes]],
+        manifest_path: str,
+        tools: Tools,
+        rules: Iterable[str] = (),
+    ) -> None:
+        self.source = source
+        self.kind = kind
+        self._base = base
+        self._manifest_path = manifest_path
+        self._tools = tools
+        self._clock = tools.reactor
+        self._root = os.fsencode(source)
+        self._scanner = Scanner(self._root, kind, rules)
+        self._manifest: Manifest | None = None
+        self._remote: RemoteTree | None = None
+        self.remote_path = ""
+        # What the next pass has to look at, and who waits for it.
+        self._wanted = Scope()
+        self._waiters: list[Deferred[None]] = []
+        self._busy = False
+        self._running: Deferred[None] = succeed(None)
+        self._prepared: list[Deferred[None]] = []
+        self._stopped = False
+        self._live = False
+        self._watch: ObservedWatch | None = None
+        self._hints: Hints | None = None
+        self._watched: tuple[int, int] | None = None
+        self._unwatched = ""
+        self._timers: dict[str, IDelayedCall] = {}
+        self._retry = RETRY_FIRST
+        self._owed = Scope()
+        self._confirmed = False
+        # What the status tells.
+        self._state = "idle"
+        self._reason = ""
+        self._halted = ""
+        self._problems: dict[bytes, Problem] = {}
+        self._incomplete: set[bytes] = set()
+        self._conflicts: dict[bytes, Problem] = {}
+        self._totals = (0, 0)
+        self._last_change: float | None = None
+        self._latency: float | None = None
+        self._noticed: float | None = None
+        self.files_done = self.files_total = self.bytes_done = self.bytes_total = 0
+
+    # -- what others ask for
+
+    def prepare(self) -> Deferred[None]:
+        """Fire when the remote path exists; start mirroring."""
+        done: Deferred[None] = Deferred()
+        if self._remote is not None and not self._remote.files.lost:
+            done.callback(None)
+        else:
+            self._prepared.append(done)
+        self.look(WHOLE)
+        return done
+
+    def flush(self) -> Deferred[None]:
+        """Fire when everything that is on the local disk now is on the remote.
+
+        :raises SyncHalted: through the Deferred, when the mirror waits for a person.
+        :raises SyncFailed: when paths could not be written on the remote. Local files that cannot be read, sockets and
+            the like are not a failure: a local daemon's container could not read them either, or the user knows; they
+            are listed in the status.
+        :raises RdaError: when the link is down.
+        """
+        done: Deferred[None] = Deferred()
+        self._waiters.append(done)
+        self.look(WHOLE)
+        return done
+
+    def look(self, scope: Scope) -> None:
+        """Look at (a part of) the tree again, soon."""
+        if self._stopped:
+            return
+        self._wanted = _both(self._wanted, scope)
+        if self._noticed is None:
+            self._noticed = self._clock.seconds()
+        if not self._busy:
+            self._busy = True
+            self._running = Deferred.fromCoroutine(self._run())
+
+    def live(self, yes: bool) -> None:
+        """Watch the local tree, or stop watching it."""
+        if yes != self._live:
+            self._live = yes
+            if yes:
+                self.look(WHOLE)
+            else:
+                self._cancel("net", "poll")
+                self._unwatch()
+
+    def retry(self) -> None:
+        """What kept the mirror waiting may be over."""
+        self._retry = RETRY_FIRST
+        self.look(WHOLE)
+
+    def confirm(self) -> None:
+        """What held the mirror back is meant: carry it out."""
+        self._confirmed = True
+        self._scanner.accept_device()
+        self.look(WHOLE)
+
+    def stop(self) -> Deferred[None]:
+        """Stop; fires when nothing is under way any more."""
+        self._stopped = True
+        self._live = False
+        self._cancel(*self._timers)
+        self._unwatch()
+        waiters, self._waiters = self._waiters, []
+        self._fail([*waiters, *self._take_prepared()], SyncFailed("rda is stopping"))
+        return self._running.addCallback(self._close)
+
+    def _close(self, _: None) -> None:
+        if self._manifest is not None:
+            self._manifest.close()
+            self._manifest = None
+
+    def check(self) -> None:
+        """Called between the steps of a pass (see :class:`rda.sync.apply.Progress`)."""
+        if self._stopped:
+            raise SyncFailed("rda is stopping")
+
+    # -- passes
+
+    async def _run(self) -> None:
+        while not self._stopped and (self._wanted or self._waiters):
+            scope, self._wanted = self._wanted, Scope()
+            waiters, self._waiters = self._waiters, []
+            noticed, self._noticed = self._noticed, None
+            try:
+                await self._pass(scope)
+            except Exception as error:
+                self._pass_failed(error, waiters)
+                if not self._waiters:  # else a flush came while this pass was failing: it is owed a try of its own
+                    break
+            else:
+                self._passed(noticed)
+                self._answer(waiters)
+        self._busy = False
+
+    def _passed(self, noticed: float | None) -> None:
+        self._state = "halted" if self._halted else "idle"
+        self._reason = ""
+        if self.files_total and noticed is not None:
+            self._last_change = time.time()
+            self._latency = self._clock.seconds() - noticed
+        if self._incomplete:
+            self._again_later(Scope(paths=frozenset(self._incomplete)))
+        elif not self._owed:
+            self._retry = RETRY_FIRST
+            self._cancel("retry")
+        if self._manifest is not None and self._manifest.digests:
+            self._later("racy", RACY_LOOK, Scope(paths=frozenset(self._manifest.digests)))
+        if self._live:
+            self._later(*(("poll", POLL) if self._unwatched else ("net", NET)), WHOLE)
+
+    def _answer(self, waiters: list[Deferred[None]]) -> None:
+        if self._halted:
+            self._fail(waiters, SyncHalted(f"{self.source}: {self._halted}"))
+        elif self._incomplete:
+            listed = [(path, self._problems[path].message) for path in sorted(self._incomplete)]
+            self._fail(waiters, SyncFailed(f"{self.source} is not complete on the remote host: {plan.summary(listed)}"))
+        else:
+            for waiter in waiters:
+                waiter.callback(None)
+
+    def _pass_failed(self, error: Exception, waiters: list[Deferred[None]]) -> None:
+        self._wanted = WHOLE
+        if isinstance(error, RootProblem | SyncHalted):
+            self._state, self._halted = "halted", str(error)
+            self._later("halted", HALTED_LOOK, WHOLE)
+            error = SyncHalted(f"{self.source}: {error}. The remote copy is kept as it is")
+        elif isinstance(error, RdaError):
+            self._state, self._reason = "waiting", str(error)
+        else:
+            self._log.failure("mirror of {source} failed", failure=Failure(error), source=self.source)
+            self._state, self._reason = "waiting", f"an unexpected error: {error!r} (see the log)"
+            error = SyncFailed(f"{self.source} could not be synchronised: {error!r}. rda's log has the details")
+        if self._state != "halted":
+            self._again_later(WHOLE)
+        self._fail([*waiters, *self._take_prepared()], error)
+
+    def _take_prepared(self) -> list[Deferred[None]]:
+        prepared, self._prepared = self._prepared, []
+        return prepared
+
+    @staticmethod
+    def _fail(waiters: list[Deferred[None]], error: Exception) -> None:
+        for waiter in waiters:
+            waiter.errback(error)
+
+    async def _pass(self, scope: Scope) -> None:
+        self._state = "scanning"
+        if b"" in scope.trees:
+            self._halted = ""
+        self.files_done = self.files_total = self.bytes_done = self.bytes_total = 0
+        manifest = await self._opened()
+        remote, fresh = await self._connected(manifest)
+        for prepared in self._take_prepared():
+            prepared.callback(None)
+        if self._live and (b"" in scope.trees or b"" in scope.paths) and await self._ensure_watch():
+            scope = WHOLE
+        if b"" in scope.trees and not fresh:
+            there = remote.is_there()  # travels while the tree is scanned
+            asked = Deferred.fromCoroutine(there)
+            snapshot = await self._scan(scope, manifest)
+            if not await asked:
+                remote = await self._lost_tree(manifest)
+        else:
+            snapshot = await self._scan(WHOLE if fresh else scope, manifest)
+        outcome = await self._carry_out(snapshot, manifest, remote)
+        for _ in range(ROUNDS):
+            if not outcome.again:
+                break
+            snapshot = await self._scan(Scope(paths=frozenset(outcome.again)), manifest)
+            outcome = await self._carry_out(snapshot, manifest, remote)
+        for path in outcome.again:
+            self._problem(path, "keeps changing while it is read; it is sent again when it is quiet", fatal=False)
+        if outcome.again:
+            self._again_later(Scope(paths=frozenset(outcome.again)))
+        self._totals = manifest.totals()
+        if not remote.files.lost:
+            await remote.keep_spare()
+
+    async def _opened(self) -> Manifest:
+        if self._manifest is None:
+            self._manifest = await self._tools.in_thread(Manifest, self._manifest_path)
+            self._manifest.remember("source", self.source)
+            self._manifest.remember("kind", str(int(self.kind)))
+        return self._manifest
+
+    async def _connected(self, manifest: Manifest) -> tuple[RemoteTree, bool]:
+        """The remote tree, prepared once for every SFTP channel; True when it was prepared just now."""
+        files: IRemoteFiles = await self._tools.host.files()
+        if self._remote is not None and self._remote.files is files and not files.lost:
+            return self._remote, False
+        self._remote = None
+        base = await self._base()
+        remote = RemoteTree(files, base, self.kind)
+        found = await remote.prepare(await self._tools.in_thread(_mode_of, self._root))
+        if found.generation is None or found.generation != manifest.meta("generation") or not found.has_tree:
+            manifest.forget_everything()
+            manifest.remember("generation", await remote.new_generation())
+        await self._settle_doubts(manifest, remote)
+        if self.kind == Kind.FILE and not found.has_tree:
+            await files.close(await files.open(remote.tree, write=True, create=True))
+        self._remote = remote
+        self.remote_path = os.fsdecode(remote.tree)
+        return remote, True
+
+    async def _lost_tree(self, manifest: Manifest) -> RemoteTree:
+        """The tree was removed on the remote host: make it anew."""
+        self._remote = None
+        return (await self._connected(manifest))[0]
+
+    async def _settle_doubts(self, manifest: Manifest, remote: RemoteTree) -> None:
+        """Look at what an interrupted pass was about to make: is it ours?"""
+        ours: list[tuple[bytes, Entry, bytes | None]] = []
+        others: list[bytes] = []
+
+        async def look(item: tuple[bytes, Entry]) -> None:
+            path, intended = item
+            try:
+                found = await remote.files.attributes(remote.full(path))
+                target = await remote.files.read_link(remote.full(path)) if found.mode & 0o170000 == 0o120000 else b""
+            except FileNotFoundError:
+                others.append(path)
+                return
+            kind = {0o100000: Kind.FILE, 0o040000: Kind.DIRECTORY, 0o120000: Kind.SYMLINK}.get(found.mode & 0o170000)
+            same = kind == intended.kind and target == intended.target
+            if same and kind == Kind.FILE:
+                same = found.size == intended.size and found.mtime == intended.mtime
+            if same:
+                ours.append((path, intended.uncertain(), None))
+            else:
+                others.append(path)
+
+        await each(list(manifest.doubtful.items()), OPERATIONS_AT_ONCE, look)
+        manifest.settle(ours, (), others)
+
+    async def _scan(self, scope: Scope, manifest: Manifest) -> Snapshot:
+        look = self._scanner.whole if b"" in scope.trees else self._scanner.part
+        arguments = (manifest.entries,) if b"" in scope.trees else (scope, manifest.entries)
+        return await self._tools.in_thread(look, *arguments)
+
+    async def _suspects(self, snapshot: Snapshot, manifest: Manifest) -> set[bytes]:
+        """Racily clean files whose content has changed although nothing else has."""
+        unsure = [
+            (path, digest)
+            for path, digest in manifest.digests.items()
+            if (entry := snapshot.entries.get(path)) is not None and entry == manifest.entries.get(path)
+        ]
+        if not unsure:
+            return set()
+        different, settled = await self._tools.in_thread(content.changed_since, self._root, unsure)
+        manifest.settle([(path, manifest.entries[path], None) for path in settled if path in manifest.entries], ())
+        return different
+
+    async def _carry_out(self, snapshot: Snapshot, manifest: Manifest, remote: RemoteTree) -> Outcome:
+        todo = plan.plan_one_way(manifest.entries, snapshot, await self._suspects(snapshot, manifest))
+        halt = None if self._confirmed else plan.check(manifest.entries, snapshot, todo)
+        if halt is not None:
+            if not halt.removals_only:
+                raise SyncHalted(halt.reason)
+            self._halted = halt.reason
+            todo = replace(todo, remove=())
+        elif b"" in snapshot.scope.trees:
+            self._confirmed = False
+        self._take_stock(snapshot)
+        if not todo:
+            return Outcome()
+        self._state = "applying"
+        self.files_total += len(todo)
+        self.bytes_total += sum(put.entry.size for put in todo.put)
+        outcome = await Apply(self._root, remote, manifest, self._tools.in_thread, self).run(todo)
+        for path, (message, fatal) in outcome.problems.items():
+            self._problem(path, message, fatal)
+        for path, copy in outcome.conflicts.items():
+            self._conflicts[path] = Problem(
+                printable(path),
+                f"something that was made on the remote host was in the way; it is kept as {printable(copy)}",
+                time.time(),
+            )
+        return outcome
+
+    # -- problems
+
+    def _problem(self, path: bytes, message: str, fatal: bool) -> None:
+        old = self._problems.get(path)
+        since = old.since if old is not None else time.time()
+        self._problems[path] = Problem(printable(path), message, since)
+        if fatal:
+            self._incomplete.add(path)
+
+    def _take_stock(self, snapshot: Snapshot) -> None:
+        """What is in scope is about to be tried again: forget its problems, and note those of the look itself."""
+        scope = snapshot.scope
+        for path in list(self._problems):
+            if path in scope.paths or path in snapshot.entries or within(path, scope.trees):
+                del self._problems[path]
+                self._incomplete.discard(path)
+        for group in (snapshot.unknown, snapshot.skipped):
+            for path, message in group.items():
+                self._problem(path, message, fatal=False)
+
+    def status(self, containers: Iterable[str] = ()) -> MirrorStatus:
+        """What the mirror is doing."""
+        problems = [*self._problems.values(), *self._conflicts.values()][:PROBLEMS_SHOWN]
+        if self._halted or self._reason:
+            problems.insert(0, Problem(self.source, self._halted or self._reason))
+        if self._unwatched:
+            problems.insert(0, Problem(self.source, self._unwatched))
+        files, size = self._totals
+        return MirrorStatus(
+            source=self.source,
+            remote=self.remote_path,
+            state=self._state,
+            containers=tuple(containers),
+            files=files,
+            bytes=size,
+            files_done=self.files_done,
+            files_total=self.files_total,
+            bytes_done=self.bytes_done,
+            bytes_total=self.bytes_total,
+            last_change=self._last_change,
+            latency=self._latency,
+            problems=tuple(problems),
+        )
+
+    # -- watching and timers
+
+    async def _ensure_watch(self) -> bool:
+        """Watch before the tree is scanned: what changes in between is seen by one of the two.
+
+        :return: whether the watch is a new one: the first, or because the root is another directory than before.
+        """
+        real, identity = await self._tools.in_thread(_identity, self._root, self.kind)
+        if self._watch is not None and identity == self._watched:
+            return False
+        self._unwatch()
+        self._watched = identity
+        only = os.path.basename(real) if self.kind == Kind.FILE else None
+        top = os.path.dirname(real) if self.kind == Kind.FILE else real
+        hints = Hints(self._tools.reactor, top, only, self._event)
+        result = await self._tools.in_thread(self._tools.watcher.watch, top, only, hints)
+        if isinstance(result, str):
+            self._unwatched = result
+            hints.stop()
+            return True
+        self._unwatched = ""
+        self._watch, self._hints = result, hints
+        if not self._live:
+            self._unwatch()
+        return True
+
+    def _event(self, scope: Scope) -> None:
+        if self._live:
+            self.look(scope)
+
+    def _unwatch(self) -> None:
+        watch, self._watch = self._watch, None
+        if self._hints is not None:
+            self._hints.stop()
+            self._hints = None
+        if watch is not None:
+            self._tools.in_thread(self._tools.watcher.unwatch, watch).addErrback(
+                lambda failure: self._log.failure("cannot stop watching {source}", failure=failure, source=self.source)
+            )
+
+    def _again_later(self, scope: Scope) -> None:
+        """Try this again when the time for trying again has come; passes in between do not put it off."""
+        self._owed = _both(self._owed, scope)
+        if "retry" not in self._timers:
+            self._later("retry", self._retry, None)
+            self._retry = min(self._retry * 2, RETRY_LONGEST)
+
+    def _later(self, name: str, delay: float, scope: Scope | None) -> None:
+        self._cancel(name)
+        if self._stopped:
+            return
+
+        def due() -> None:
+            del self._timers[name]
+            if scope is not None:
+                self.look(scope)
+            else:
+                owed, self._owed = self._owed, Scope()
+                self.look(owed)
+
+        self._timers[name] = self._clock.callLater(delay, due)
+
+    def _cancel(self, *names: str) -> None:
+        for name in names:
+            timer = self._timers.pop(name, None)
+            if timer is not None:
+                timer.cancel()
+
+
+def _both(one: Scope, other: Scope) -> Scope:
+    if b"" in one.trees or b"" in other.trees:
+        return WHOLE
+    return Scope(one.paths | other.paths, one.trees | other.trees)
+
+
+def _identity(root: bytes, kind: Kind) -> tuple[bytes, tuple[int, int] | None]:
+    """Where the root really is, and which directory it is (for a file: the one that holds it)."""
+    real = os.path.realpath(root)
+    try:
+        found = os.stat(os.path.dirname(real) if kind == Kind.FILE else real)
+    except OSError:
+        return real, None
+    return real, (found.st_dev, found.st_ino)
+
+
+def _mode_of(root: bytes) -> int:
+    """Permission bits for the remote directory, before anything else is known of the local one."""
+    try:
+        return os.stat(root).st_mode & 0o7777 | 0o700
+    except OSError:
+        return 0o755

@@ -1,0 +1,304 @@
+"""All mirrors of one context: which local source is where on the remote, and who uses it.
+
+The place of a source follows from the owner and the source alone, so that a restarted rda finds the same one again;
+that it is in use follows from the containers, of which the remote daemon keeps the list.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import stat
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+
+from rda.errors import BadRequest, RdaError, SyncFailed
+from rda.interfaces import IRemoteFiles, IRemoteHost
+from rda.status import MirrorStatus, Problem
+from rda.sync.apply import InThread
+from rda.sync.mirror import Mirror, Tools
+from rda.sync.remote import gather
+from rda.sync.tree import Kind
+from rda.sync.watch import Watcher
+
+#: Seconds for which a place that no container uses yet stays live: a create that is still on its way.
+GRACE = 120.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a local source is on the remote host.
+
+    :ivar source: the absolute local path.
+    :ivar remote: the absolute path to mount there: of a directory or a file, like the source.
+    """
+
+    source: str
+    remote: str
+
+
+class Mirrors(Service):
+    """The mirrors of one context.
+
+    :param state_dir: local directory, owner-only, for manifests.
+    :param owner: this client's identity, unguessable: it names the directories on the remote.
+    :param sync_root: directory on the remote; relative means below the login directory.
+    :param reactor: clock, threads.
+    :param in_thread: runs a blocking function in a thread; the reactor's own pool unless a test says otherwise.
+    :param rules: ignore patterns for all mounts, and by source.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        host: IRemoteHost,
+        state_dir: str,
+        owner: str,
+        sync_root: str,
+        reactor: Any,
+        in_thread: InThread | None = None,
+        watcher: Watcher | None = None,
+        rules: Callable[[str], Iterable[str]] = lambda source: (),
+    ) -> None:
+        def pooled(function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+            return deferToThreadPool(reactor, reactor.getThreadPool(), function, *arguments)
+
+        self._host = host
+        self._manifests = os.path.join(state_dir, "mirrors")
+        self._owner = owner
+        self._sync_root = os.fsencode(sync_root)
+        self._clock = reactor
+        self._tools = Tools(host, reactor, in_thread or pooled, watcher or Watcher(reactor))
+        self._rules = rules
+        self._mirrors: dict[str, Mirror] = {}
+        self._placed: dict[str, float] = {}
+        self._holders: dict[str, frozenset[str]] = {}
+        self._absent: dict[str, Problem] = {}
+        self._root_on: tuple[IRemoteFiles, bytes] | None = None
+
+    # -- the service
+
+    def startService(self) -> None:
+        """Make the directory for manifests."""
+        super().startService()
+        os.makedirs(self._manifests, mode=0o700, exist_ok=True)
+
+    def stopService(self) -> Deferred[None]:
+        """Stop all mirrors; fires when nothing is under way any more."""
+        super().stopService()
+        stopping = [mirror.stop() for mirror in self._mirrors.values()]
+        self._mirrors.clear()
+        return DeferredList(stopping).addCallback(lambda _: None)
+
+    # -- what containers need
+
+    def place(self, source: str, kind_hint: str | None = None, create_missing: bool = False) -> Deferred[Place]:
+        """Decide where ``source`` is on the remote, make that path there, and begin to mirror.
+
+        :param source: a local path; relative to the current directory if need be.
+        :param kind_hint: ``directory`` or ``file``: what a missing source is made as.
+        :param create_missing: make a directory where nothing is, as the daemon does for ``-v``.
+        :raises BadRequest: through the Deferred: nothing there, or nothing that can be mirrored.
+        :raises RdaError: when the remote path cannot be made, or the link is down.
+        """
+        return Deferred.fromCoroutine(self._place(os.path.abspath(source), kind_hint, create_missing))
+
+    async def _place(self, source: str, kind_hint: str | None, create_missing: bool) -> Place:
+        mirror = await self._mirror(source, kind_hint, create_missing)
+        self._placed[source] = self._clock.seconds()
+        self._clock.callLater(GRACE, self._review)
+        mirror.live(True)
+        await mirror.prepare()
+        return Place(source, mirror.remote_path)
+
+    def flush(self, what: str | Place) -> Deferred[None]:
+        """Fire when everything that is at a source now is on the remote.
+
+        :raises SyncFailed: see :meth:`Mirror.flush`; SyncHalted, LinkDown likewise.
+        """
+        source = what.source if isinstance(what, Place) else os.path.abspath(what)
+        return Deferred.fromCoroutine(self._flush(source))
+
+    async def _flush(self, source: str) -> None:
+        await (await self._mirror(source, None, False)).flush()
+
+    def flush_all(self) -> Deferred[None]:
+        """Flush every mirror that a container uses; fails with the first failure when all have been tried."""
+        used = {source for sources in self._holders.values() for source in sources}
+        flushing = [mirror.flush() for source, mirror in self._mirrors.items() if source in used]
+        return Deferred.fromCoroutine(gather(*flushing)).addCallback(lambda _: None)
+
+    def hold(self, container: str, sources: Iterable[str]) -> Deferred[None]:
+        """A container uses these sources: they are mirrored for as long as it exists.
+
+        Never fails: a source that is not there, or a link that is down, shows in the status and is tried again.
+        """
+        self._holders[container] = frozenset(map(os.path.abspath, sources))
+        return Deferred.fromCoroutine(self._hold(container))
+
+    async def _hold(self, container: str) -> None:
+        for source in self._holders.get(container, ()):
+            try:
+                await self._mirror(source, None, False)
+            except RdaError as error:
+                self._absent[source] = Problem(source, str(error))
+        self._review()
+
+    def release(self, container: str) -> Deferred[None]:
+        """A container is gone."""
+        self._holders.pop(container, None)
+        self._review()
+        return succeed(None)
+
+    def reconnected(self) -> None:
+        """The link is up again: whatever was under way is looked at anew."""
+        for source, mirror in self._mirrors.items():
+            if self._users(source):
+                mirror.retry()
+
+    def confirm(self, source: str) -> None:
+        """A person says that what holds a mirror back is meant.
+
+        :raises BadRequest: there is no such mirror.
+        """
+        mirror = self._mirrors.get(os.path.abspath(source))
+        if mirror is None:
+            raise BadRequest(f"{source} is not mirrored")
+        mirror.confirm()
+
+    def status(self) -> tuple[MirrorStatus, ...]:
+        """What every mirror is doing."""
+        known = [mirror.status(self._users(source)) for source, mirror in sorted(self._mirrors.items())]
+        absent = [
+            MirrorStatus(source, "", "halted", containers=self._users(source), problems=(problem,))
+            for source, problem in sorted(self._absent.items())
+            if source not in self._mirrors and self._users(source)
+        ]
+        return (*known, *absent)
+
+    def _users(self, source: str) -> tuple[str, ...]:
+        return tuple(container for container, sources in self._holders.items() if source in sources)
+
+    def _review(self) -> None:
+        """Watch what is used, or was placed a moment ago; leave the rest alone."""
+        now = self._clock.seconds()
+        self._placed = {source: at for source, at in self._placed.items() if at + GRACE > now}
+        for source, mirror in self._mirrors.items():
+            mirror.live(source in self._placed or bool(self._users(source)))
+
+    # -- making mirrors
+
+    async def _mirror(self, source: str, kind_hint: str | None, create_missing: bool) -> Mirror:
+        if source not in self._mirrors:
+            name = self._name(source)
+            path = os.path.join(self._manifests, name + ".sqlite")
+            kind = await self._tools.in_thread(_kind_of, source, kind_hint, create_missing, path)
+            if source not in self._mirrors:
+                self._absent.pop(source, None)
+                self._mirrors[source] = Mirror(
+                    source,
+                    kind,
+                    lambda: Deferred.fromCoroutine(self._base(name)),
+                    path,
+                    self._tools,
+                    self._rules(source),
+                )
+        return self._mirrors[source]
+
+    def _name(self, source: str) -> str:
+        """One for every owner and source; nobody can guess it who does not know the owner's identity."""
+        owner = os.fsencode(self._owner)
+        whole = hashlib.sha256(owner + b"\0" + os.fsencode(source)).hexdigest()
+        return f"{hashlib.sha256(owner).hexdigest()[:8]}-{whole[:32]}"
+
+    async def _base(self, name: str) -> bytes:
+        files: IRemoteFiles = await self._host.files()
+        if self._root_on is None or self._root_on[0] is not files:
+            self._root_on = (files, await _sync_root(files, self._sync_root))
+        return self._root_on[1] + b"/" + name.encode()
+
+
+async def _sync_root(files: IRemoteFiles, configured: bytes) -> bytes:
+    """Make the sync root, owner-only, and return its absolute path."""
+    path = configured if configured.startswith(b"/") else await files.real_path(b".") + b"/" + configured
+    if b"\n" in path:
+        raise SyncFailed("the sync root must not have a line break in its name")
+    parts = [part for part in path.split(b"/") if part]
+    for end in range(1, len(parts) + 1):
+        try:
+            await files.make_directory(b"/" + b"/".join(parts[:end]), 0o700)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            shown = os.fsdecode(path)
+            try:
+                await files.attributes(b"/" + b"/".join(parts[:end]))
+            except OSError:
+                raise SyncFailed(
+                    f"the sync root {shown} cannot be made on the remote host: {error.strerror}. Choose another one "
+                    "(sync_root) that the remote user may write to"
+                ) from error
+    path = await files.real_path(path)
+    found = await files.attributes(path)
+    if not stat.S_ISDIR(found.mode):
+        raise SyncFailed(f"the sync root {os.fsdecode(path)} on the remote host is not a directory")
+    if found.mode & 0o077:
+        try:
+            await files.set_attributes(path, 0o700, None)
+        except OSError as error:
+            raise SyncFailed(
+                f"the sync root {os.fsdecode(path)} on the remote host belongs to somebody else. Choose another one"
+            ) from error
+    return path
+
+
+def _kind_of(source: str, kind_hint: str | None, create_missing: bool, manifest: str) -> Kind:
+    """What the source is. Blocking: runs in a thread."""
+    try:
+        mode = os.stat(source).st_mode
+    except FileNotFoundError as error:
+        known = _kind_from_manifest(manifest)
+        if known is not None and not create_missing:
+            return known
+        if not create_missing or os.path.islink(source):
+            raise BadRequest(f"bind source path does not exist: {source}") from error
+        try:
+            _create(source, kind_hint)
+        except OSError as reason:
+            raise BadRequest(f"bind source path {source} cannot be created: {reason.strerror}") from reason
+        return Kind.FILE if kind_hint == "file" else Kind.DIRECTORY
+    except OSError as error:
+        raise BadRequest(f"bind source path {source} cannot be used: {error.strerror}") from error
+    if stat.S_ISDIR(mode):
+        return Kind.DIRECTORY
+    if stat.S_ISREG(mode):
+        return Kind.FILE
+    raise BadRequest(f"bind source path {source} is neither a file nor a directory, and cannot be mirrored")
+
+
+def _create(source: str, kind_hint: str | None) -> None:
+    if kind_hint == "file":
+        os.makedirs(os.path.dirname(source), exist_ok=True)
+        os.close(os.open(source, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o666))
+    else:
+        os.makedirs(source, exist_ok=True)
+
+
+def _kind_from_manifest(path: str) -> Kind | None:
+    """The kind of a source that was mirrored before and is gone now: its remote copy still is what it was."""
+    if not os.path.exists(path):
+        return None
+    try:
+        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
+            row = db.execute("SELECT value FROM meta WHERE name = 'kind'").fetchone()
+    except sqlite3.Error:
+        return None
+    return None if row is None else Kind(int(row[0]))

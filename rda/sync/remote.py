@@ -1,0 +1,272 @@
+"""The remote side of one mirror: its directories, temporaries, and whether a path really lies inside.
+
+::
+
+    <sync root>/                0700, the remote user's
+        <owner>-<source>/       0700: nobody else on the host gets at it; the daemon, as root, does
+            generation          a random word that the manifest knows too: the same tree as last time?
+            stage/              temporaries: out of the containers' sight, swept after every reconnect
+            tree                what is mounted: a directory, or the one file
+
+Temporaries are renamed from ``stage`` into ``tree``, so whoever reads in a container sees whole versions only.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import stat
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.python.failure import Failure
+
+from rda.errors import SyncFailed
+from rda.interfaces import Attributes, IRemoteFiles
+from rda.sync.tree import Kind, join, lineage, parent, printable
+
+#: Small operations under way at once; SFTP's own bounds are below this one.
+OPERATIONS_AT_ONCE = 512
+
+#: Temporaries kept open: the content of a small change then travels at once, without first asking for a handle.
+SPARE_TEMPORARIES = 4
+
+_Item = TypeVar("_Item")
+
+
+async def each(items: Iterable[_Item], limit: int, work: Callable[[_Item], Awaitable[None]]) -> None:
+    """Do ``work`` for all items, at most ``limit`` at once; after the first failure nothing new is begun.
+
+    :raises Exception: the first failure, when everything that was under way has ended.
+    """
+    failures: list[Failure] = []
+    iterator = iter(items)
+
+    async def worker(first: _Item) -> None:
+        for item in itertools.chain((first,), iterator):
+            if failures:
+                return
+            try:
+                await work(item)
+            except Exception:
+                failures.append(Failure())
+                return
+
+    workers = [Deferred.fromCoroutine(worker(first)) for first in itertools.islice(iterator, limit)]
+    await DeferredList(workers)
+    if failures:
+        failures[0].raiseException()
+
+
+async def gather(*pending: Deferred[Any]) -> list[Any]:
+    """Wait for all of them; then raise the first failure, if any."""
+    results = await DeferredList(pending, consumeErrors=True)
+    for succeeded, result in results:
+        if not succeeded:
+            assert isinstance(result, Failure)
+            result.raiseException()
+    return [result for _, result in results]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was on the remote when the mirror was prepared.
+
+    :ivar generation: the word, or None when there was none.
+    :ivar has_tree: whether the tree was there.
+    :ivar empty: whether there was nothing in it.
+    """
+
+    generation: str | None
+    has_tree: bool
+    empty: bool
+
+
+class RemoteTree:
+    """One mirror's place on the remote host, over one SFTP channel.
+
+    :param base: the mirror's directory below the sync root.
+    """
+
+    def __init__(self, files: IRemoteFiles, base: bytes, kind: Kind) -> None:
+        self.files = files
+        self.base = base
+        self.kind = kind
+        self.tree = base + b"/tree"
+        self.stage = base + b"/stage"
+        self._mark = base + b"/generation"
+        self._names = (b"%s/%s-%d" % (self.stage, secrets.token_hex(4).encode(), n) for n in itertools.count())
+        self._spare: deque[tuple[bytes, bytes]] = deque()
+
+    def full(self, path: bytes) -> bytes:
+        """Absolute form of a path of the tree."""
+        return join(self.tree, path)
+
+    # -- preparing
+
+    async def prepare(self, mode: int) -> Found:
+        """Make what is missing, sweep our temporaries, and tell what was there.
+
+        :param mode: permission bits of a directory that has to be made for the tree.
+        """
+        await self._directory(self.base, 0o700)
+        await self._directory(self.stage, 0o700)
+        generation = await self._generation()
+        await self.sweep()
+        if self.kind == Kind.FILE:
+            found = await self._look(self.tree)
+            if found is not None and not stat.S_ISREG(found.mode):
+                raise SyncFailed(f"{printable(self.tree)} on the remote host is not a file. Remove it there")
+            return Found(generation, found is not None, found is None)
+        made = await self._directory(self.tree, mode)
+        return Found(generation, not made, made or not await self.files.list(self.tree))
+
+    async def new_generation(self) -> str:
+        """Write a new word; the manifest gets it afterwards."""
+        word = secrets.token_hex(16)
+        path, handle = await self.temporary()
+        writes = [self.files.write_at(handle, 0, word.encode()), self.files.close(handle)]
+        await gather(*writes)
+        await self.files.rename(path, self._mark)
+        return word
+
+    async def _generation(self) -> str | None:
+        try:
+            return (await self.files.read(self._mark)).decode("ascii", "replace")
+        except FileNotFoundError:
+            return None
+
+    async def _directory(self, path: bytes, mode: int) -> bool:
+        """Make a directory that only a real one may already stand for; True when it was made."""
+        try:
+            await self.files.make_directory(path, mode)
+        except FileExistsError:
+            found = await self._look(path)
+            if found is None or not stat.S_ISDIR(found.mode):
+                raise SyncFailed(
+                    f"{printable(path)} on the remote host is not a directory. Remove it, or choose another sync root"
+                ) from None
+            return False
+        return True
+
+    async def is_there(self) -> bool:
+        """Whether the tree still is what it has to be."""
+        found = await self._look(self.tree)
+        right = stat.S_ISREG if self.kind == Kind.FILE else stat.S_ISDIR
+        return found is not None and right(found.mode)
+
+    async def _look(self, path: bytes) -> Attributes | None:
+        try:
+            return await self.files.attributes(path)
+        except FileNotFoundError:
+            return None
+
+    async def sweep(self) -> None:
+        """Remove what an earlier connection left in the stage. Nothing of this one may be under way."""
+        self._spare.clear()
+        await self.remove_below(self.stage)
+
+    async def remove_below(self, directory: bytes) -> None:
+        """Remove everything in one of *our own* directories, following no link."""
+        found = await self.files.list(directory)
+
+        async def remove(item: tuple[bytes, Attributes]) -> None:
+            name, attributes = item
+            path = directory + b"/" + name
+            try:
+                if stat.S_ISDIR(attributes.mode):
+                    await self.remove_below(path)
+                    await self.files.remove_directory(path)
+                else:
+                    await self.files.remove(path)
+            except FileNotFoundError:
+                pass
+
+        await each(found, OPERATIONS_AT_ONCE, remove)
+
+    # -- temporaries
+
+    async def temporary(self) -> tuple[bytes, bytes]:
+        """A new empty file in the stage: its path and its handle. The caller closes, and renames or removes it."""
+        if self._spare:
+            return self._spare.popleft()
+        return await self._open_temporary()
+
+    async def _open_temporary(self) -> tuple[bytes, bytes]:
+        path = next(self._names)
+        return path, await self.files.open(path, write=True, create=True)
+
+    def temporary_name(self) -> bytes:
+        """A path in the stage that nothing has."""
+        return next(self._names)
+
+    async def keep_spare(self) -> None:
+        """Open temporaries ahead of time, for the next change."""
+        while len(self._spare) < SPARE_TEMPORARIES and not self.files.lost:
+            self._spare.append(await self._open_temporary())
+
+    async def discard(self, path: bytes) -> None:
+        """Remove a temporary that is not needed; the next sweep gets what cannot be removed."""
+        try:
+            await self.files.remove(path)
+        except OSError:
+            pass
+
+    # -- looking
+
+    async def misplaced(self, paths: Iterable[bytes]) -> dict[bytes, str]:
+        """Which directories are not real directories inside the tree, and why.
+
+        A container may have put a symbolic link in a directory's place: what is sent "into" it would end up wherever
+        the link leads, with the rights of the remote user.
+        """
+        reasons: dict[bytes, str] = {}
+
+        async def look(directory: bytes) -> None:
+            found = await self._look(self.full(directory))
+            if found is None:
+                reasons[directory] = "is missing"
+            elif stat.S_ISLNK(found.mode):
+                reasons[directory] = "was replaced by a symbolic link on the remote host, which is not followed"
+            elif not stat.S_ISDIR(found.mode):
+                reasons[directory] = "is not a directory any more on the remote host"
+
+        asked = {above for path in paths for above in lineage(path) if above}
+        await each(asked, OPERATIONS_AT_ONCE, look)
+        return reasons
+
+    async def listing(self) -> dict[bytes, Attributes]:
+        """Everything in the tree, by path, following no link."""
+        found: dict[bytes, Attributes] = {}
+
+        async def look(directory: bytes) -> None:
+            level = []
+            try:
+                names = await self.files.list(self.full(directory))
+            except FileNotFoundError:
+                return
+            for name, attributes in names:
+                path = join(directory, name) if directory else name
+                found[path] = attributes
+                if stat.S_ISDIR(attributes.mode):
+                    level.append(path)
+            below.extend(level)
+
+        below = [b""]
+        while below:
+            now, below = below, []
+            await each(now, OPERATIONS_AT_ONCE, look)
+        return found
+
+
+def blocked(path: bytes, reasons: dict[bytes, str]) -> tuple[bytes, str] | None:
+    """The first directory above ``path`` that :meth:`RemoteTree.misplaced` complained about."""
+    if not reasons:
+        return None
+    for above in reversed(list(lineage(parent(path)))):
+        if above in reasons:
+            return above, reasons[above]
+    return None

@@ -1,0 +1,234 @@
+"""Look at the local tree: names, kinds and times, never content. Blocking: runs in a thread.
+
+A path that cannot be listed or examined is *unknown*, which is not the same as missing: data has been lost in other
+programs by taking the one for the other.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Mapping
+
+from rda.errors import RdaError
+from rda.sync.ignore import IGNORE_FILE, IGNORE_FILE_LIMIT, Rules, rules_from
+from rda.sync.tree import WHOLE, Entry, Kind, Scope, Snapshot, join, lineage, parent, topmost
+
+_SPECIAL = {
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+class RootProblem(RdaError):
+    """The root of the tree is not there, or is not what it was: nothing can be concluded from that."""
+
+
+def entry_of_file(found: os.stat_result) -> Entry:
+    """The entry of a regular file."""
+    return Entry(Kind.FILE, found.st_mode & 0o7777, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+
+
+class Scanner:
+    """Looks at one local tree.
+
+    :param root: a directory or a file; when it is a symbolic link, what it leads to (as the daemon does with a bind
+        mount's source). Links below it are never followed.
+    :param kind: whether the root has to be a directory or a file.
+    :param rules: patterns of the configuration for this mount.
+    """
+
+    def __init__(self, root: bytes, kind: Kind, rules: Iterable[str] = ()) -> None:
+        self.root = root
+        self._kind = kind
+        lines = tuple(rules)
+        self._rules = Rules(b"", lines) if lines else None
+        self._device: int | None = None
+
+    def whole(self, known: Mapping[bytes, Entry]) -> Snapshot:
+        """Look at everything.
+
+        :param known: entries from before: where nothing has changed, these very objects are used, which saves the
+            memory of a second tree.
+        :raises RootProblem: when there is no root, or it is of another kind.
+        """
+        found = self._root_now()
+        look = _Look(self.root, known)
+        if self._kind == Kind.FILE:
+            look.add(b"", entry_of_file(found))
+        else:
+            look.add(b"", Entry(Kind.DIRECTORY, found.st_mode & 0o7777))
+            look.walk(b"", self._rules)
+        return look.snapshot(WHOLE)
+
+    def part(self, scope: Scope, known: Mapping[bytes, Entry]) -> Snapshot:
+        """Look at some paths, and at everything below a directory that is new.
+
+        :raises RootProblem: as :meth:`whole`.
+        """
+        found = self._root_now()
+        if self._kind == Kind.FILE or b"" in scope.trees:
+            return self.whole(known)
+        look = _Look(self.root, known)
+        paths, trees = set(scope.paths), set(scope.trees)
+        for path in [*paths, *trees]:
+            self._reach(path, paths, trees, known)
+        trees = topmost(trees)
+        for path in trees | paths:
+            if path:
+                look.visit(path, self._rules_for(path), deep=path in trees, root_rules=self._rules)
+            else:
+                look.add(b"", Entry(Kind.DIRECTORY, found.st_mode & 0o7777))
+        return look.snapshot(Scope(frozenset(paths), frozenset(trees | look.descended)))
+
+    def _reach(self, path: bytes, paths: set[bytes], trees: set[bytes], known: Mapping[bytes, Entry]) -> None:
+        """Events of a directory above may have been missed: start where the remote tree still has a directory."""
+        for above in lineage(parent(path)):
+            entry = known.get(above)
+            if not above or (entry is not None and entry.kind == Kind.DIRECTORY):
+                return
+            trees.add(above)
+
+    def _rules_for(self, path: bytes) -> Rules | None:
+        rules = _own_rules(self.root, b"", self._rules)
+        for above in reversed(list(lineage(parent(path)))[:-1]):
+            rules = _own_rules(self.root, above, rules)
+        return rules
+
+    def _root_now(self) -> os.stat_result:
+        name = os.fsdecode(self.root)
+        try:
+            found = os.stat(self.root)
+        except OSError as error:
+            raise RootProblem(f"{name} is not there: {error.strerror}") from error
+        right = stat.S_ISREG if self._kind == Kind.FILE else stat.S_ISDIR
+        if not right(found.st_mode):
+            what = "file" if self._kind == Kind.FILE else "directory"
+            raise RootProblem(f"{name} is not a {what} any more")
+        if self._kind == Kind.DIRECTORY:
+            if self._device is None:
+                self._device = found.st_dev
+            if self._device != found.st_dev:
+                raise RootProblem(f"{name} is on another file system than before: something was mounted or unmounted")
+        return found
+
+    def accept_device(self) -> None:
+        """Take the file system that the root is on now as the right one: a person said so."""
+        self._device = None
+
+
+class _Look:
+    """What one look has found so far."""
+
+    def __init__(self, root: bytes, known: Mapping[bytes, Entry]) -> None:
+        self._root = root
+        self._known = known
+        self._entries: dict[bytes, Entry] = {}
+        self._ignored: set[bytes] = set()
+        self._unknown: dict[bytes, str] = {}
+        self._skipped: dict[bytes, str] = {}
+        self.descended: set[bytes] = set()
+
+    def snapshot(self, scope: Scope) -> Snapshot:
+        return Snapshot(self._entries, scope, frozenset(self._ignored), self._unknown, self._skipped)
+
+    def add(self, path: bytes, entry: Entry) -> None:
+        old = self._known.get(path)
+        self._entries[path] = old if old is not None and old == entry else entry
+
+    def visit(self, path: bytes, rules: Rules | None, *, deep: bool, root_rules: Rules | None) -> None:
+        """Look at one path; walk it when it is a directory that is new or has to be looked into."""
+        for above in reversed(list(lineage(parent(path)))[:-1]):
+            if self._left_out(above, root_rules):
+                self._ignored.add(above)
+                return
+        try:
+            found = os.lstat(join(self._root, path))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            self._unknown[path] = f"cannot be examined: {error.strerror}"
+            return
+        is_directory = stat.S_ISDIR(found.st_mode)
+        if rules is not None and rules.ignores(path, is_directory=is_directory):
+            self._ignored.add(path)
+            return
+        if self._behind_link(path):
+            return
+        if self._examine(path, join(self._root, path), found) and (deep or not self._knows_directory(path)):
+            self.descended.add(path)
+            self.walk(path, rules)
+
+    def _behind_link(self, path: bytes) -> bool:
+        """A directory above may have become a symbolic link since: what is behind it is not ours to send."""
+        return any(os.path.islink(join(self._root, above)) for above in list(lineage(parent(path)))[:-1])
+
+    def _left_out(self, directory: bytes, root_rules: Rules | None) -> bool:
+        rules = _own_rules(self._root, b"", root_rules)
+        for above in reversed(list(lineage(parent(directory)))[:-1]):
+            rules = _own_rules(self._root, above, rules)
+        return rules is not None and rules.ignores(directory, is_directory=True)
+
+    def _knows_directory(self, path: bytes) -> bool:
+        old = self._known.get(path)
+        return old is not None and old.kind == Kind.DIRECTORY
+
+    def walk(self, top: bytes, rules: Rules | None) -> None:
+        """Everything below a directory. A stack, not recursion: trees may be deeper than Python's."""
+        stack = [(top, rules)]
+        while stack:
+            directory, rules = stack.pop()
+            try:
+                with os.scandir(join(self._root, directory)) as listing:
+                    found = list(listing)
+            except FileNotFoundError:  # gone since its parent was listed: an event will say so
+                continue
+            except OSError as error:
+                self._unknown[directory] = f"cannot be listed: {error.strerror}"
+                continue
+            if any(item.name == IGNORE_FILE for item in found):
+                rules = _own_rules(self._root, directory, rules)
+            prefix = directory + b"/" if directory else b""
+            for item in found:
+                path = prefix + item.name
+                if rules is not None and rules.ignores(path, is_directory=item.is_dir(follow_symlinks=False)):
+                    self._ignored.add(path)
+                    continue
+                try:
+                    status = item.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    self._unknown[path] = f"cannot be examined: {error.strerror}"
+                    continue
+                if self._examine(path, item.path, status):
+                    stack.append((path, rules))
+
+    def _examine(self, path: bytes, full: bytes, found: os.stat_result) -> bool:
+        """Add what is there; True when it is a directory."""
+        mode = found.st_mode
+        kind = stat.S_IFMT(mode)
+        if kind == stat.S_IFREG:
+            self.add(path, entry_of_file(found))
+        elif kind == stat.S_IFDIR:
+            self.add(path, Entry(Kind.DIRECTORY, mode & 0o7777))
+            return True
+        elif kind == stat.S_IFLNK:
+            try:
+                self.add(path, Entry(Kind.SYMLINK, target=os.readlink(full)))
+            except OSError as error:
+                self._unknown[path] = f"cannot be read: {error.strerror}"
+        else:
+            self._skipped[path] = f"is {_SPECIAL.get(kind, 'of an unknown kind')}, which cannot be mirrored"
+        return False
+
+
+def _own_rules(root: bytes, directory: bytes, above: Rules | None) -> Rules | None:
+    """The rules that hold in a directory: those of its own ignore file on top of those from above."""
+    try:
+        with open(join(join(root, directory), IGNORE_FILE), "rb") as file:
+            return rules_from(file.read(IGNORE_FILE_LIMIT), directory, above)
+    except OSError:
+        return above

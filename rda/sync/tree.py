@@ -1,0 +1,140 @@
+"""What a file tree is: entries by path, and what was left out of it. Pure.
+
+Paths are bytes, relative to the root of the tree, with ``/`` between names; ``b""`` is the root itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import NamedTuple
+
+#: Directories always stay usable for the remote user who keeps them up to date.
+OWNER_KEEPS_ACCESS = 0o700
+
+
+class Kind(IntEnum):
+    """What is mirrored; sockets, FIFOs and devices are not."""
+
+    FILE = 1
+    DIRECTORY = 2
+    SYMLINK = 3
+
+
+class Entry(NamedTuple):
+    """One thing in a tree. Two equal entries of one path mean: nothing has changed (save for racy ones).
+
+    A tuple, and not a dataclass, because a scan makes a hundred thousand of them in half a second.
+
+    :ivar kind: a :class:`Kind`.
+    :ivar mode: permission bits; 0 for symbolic links.
+    :ivar size: bytes; files only.
+    :ivar mtime_ns: modification time, nanoseconds by the clock of the tree's own host; files only.
+    :ivar ctime_ns: change time, likewise: it cannot be set back, as mtime can; files only.
+    :ivar inode: a file that was replaced has another one; files only.
+    :ivar target: of a symbolic link, verbatim.
+    """
+
+    kind: int
+    mode: int = 0
+    size: int = 0
+    mtime_ns: int = 0
+    ctime_ns: int = 0
+    inode: int = 0
+    target: bytes = b""
+
+    @property
+    def mtime(self) -> int:
+        """Modification time in whole seconds, as SFTP and tar carry it (never negative: their field is unsigned)."""
+        return max(self.mtime_ns // 1_000_000_000, 0)
+
+    def uncertain(self) -> Entry:
+        """The same kind of thing, but equal to nothing that a scan can find: its content has to be sent again."""
+        return self._replace(ctime_ns=-1, mode=-1)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which part of a tree was looked at.
+
+    :ivar paths: these themselves (and what is below them, where they are no directories any more).
+    :ivar trees: these and everything below them.
+    """
+
+    paths: frozenset[bytes] = frozenset()
+    trees: frozenset[bytes] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.paths or self.trees)
+
+
+#: Everything.
+WHOLE = Scope(trees=frozenset([b""]))
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a look at a tree found.
+
+    :ivar entries: everything in scope that is there and can be mirrored.
+    :ivar scope: what was looked at: a path out of scope is not known to be missing.
+    :ivar ignored: paths left out by a rule, with everything below them.
+    :ivar unknown: paths that could not be looked at, with the reason; what is below them is not known to be missing.
+    :ivar skipped: things that are there but cannot be mirrored, with the reason.
+    """
+
+    entries: Mapping[bytes, Entry]
+    scope: Scope = WHOLE
+    ignored: frozenset[bytes] = frozenset()
+    unknown: Mapping[bytes, str] = field(default_factory=dict)
+    skipped: Mapping[bytes, str] = field(default_factory=dict)
+
+    def hides(self, path: bytes) -> bool:
+        """Whether ``path`` was left out or not looked at, so that its absence means nothing."""
+        if not self.ignored and not self.unknown:
+            return False
+        return any(p in self.ignored or p in self.unknown for p in lineage(path))
+
+
+def parent(path: bytes) -> bytes:
+    """The directory that holds ``path``; of a name at the top, the root."""
+    return path.rpartition(b"/")[0]
+
+
+def depth(path: bytes) -> int:
+    """How many steps below the root."""
+    return path.count(b"/") + 1 if path else 0
+
+
+def lineage(path: bytes) -> Iterator[bytes]:
+    """``path``, its parent, and so on up to the root."""
+    while path:
+        yield path
+        path = parent(path)
+    yield b""
+
+
+def join(directory: bytes, path: bytes) -> bytes:
+    """``path`` below ``directory``; the root's path is the directory itself."""
+    return directory + b"/" + path if path else directory
+
+
+def within(path: bytes, tops: frozenset[bytes] | set[bytes]) -> bool:
+    """Whether ``path`` is one of ``tops`` or below one."""
+    return any(p in tops for p in lineage(path))
+
+
+def printable(path: bytes) -> str:
+    """A path for people: undecodable bytes and control characters escaped."""
+    text = path.decode("utf-8", "backslashreplace") or "."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def topmost(paths: Iterable[bytes]) -> set[bytes]:
+    """Those of ``paths`` that are below no other of them."""
+    chosen: set[bytes] = set()
+    for path in sorted(paths, key=depth):
+        if not within(path, chosen):
+            chosen.add(path)
+    return chosen

@@ -1,0 +1,529 @@
+"""Mirrors against a directory that plays the remote host."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from typing import Any
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from rda.errors import BadRequest, LinkDown, SyncFailed, SyncHalted
+from rda.sync.mirrors import Mirrors
+from rda.sync.tree import Scope
+from rda.sync.watch import Hints
+from tests.fakes_remote import DirectoryHost, at_once, contents
+
+#: Hundreds of manifests are made here: on a disk each one costs a few syncs.
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+class FakeWatcher:
+    """Watches nothing; tests say what changed."""
+
+    def __init__(self) -> None:
+        self.hints: list[Hints] = []
+        self.refusal: str | None = None
+
+    def watch(self, root: bytes, only: bytes | None, hints: Hints) -> Any:
+        if self.refusal is not None:
+            return self.refusal
+        self.hints.append(hints)
+        return hints
+
+    def unwatch(self, watch: Any) -> None:
+        self.hints.remove(watch)
+
+
+def write(path: str, content: bytes = b"", mode: int = 0o644) -> None:
+    """A local file, with the directories above it."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(content)
+    os.chmod(path, mode)
+
+
+class MirrorCase(SynchronousTestCase):
+    """A local directory, a remote host, and mirrors between them."""
+
+    def setUp(self) -> None:
+        self.top = tempfile.mkdtemp(prefix="rda-test-", dir=MEMORY)
+        self.addCleanup(shutil.rmtree, self.top, True)
+        self.local = os.path.join(self.top, "local")
+        os.mkdir(self.local)
+        self.host = DirectoryHost(os.path.join(self.top, "remote"))
+        self.addCleanup(self.host.lose)
+        self.start()
+
+    def start(self) -> None:
+        """A (new) rda."""
+        self.clock = Clock()
+        self.clock.callFromThread = lambda f, *a: f(*a)  # type: ignore[attr-defined]
+        self.watcher = FakeWatcher()
+        watcher: Any = self.watcher
+        state = os.path.join(self.top, "state")
+        self.mirrors = Mirrors(self.host, state, "somebody", ".rda", self.clock, at_once, watcher)
+        self.mirrors.startService()
+        self.addCleanup(self.mirrors.stopService)
+
+    def restart(self) -> None:
+        """Stop rda, and start it again."""
+        self.successResultOf(self.mirrors.stopService())
+        self.start()
+
+    def path(self, name: str) -> str:
+        return os.path.join(self.local, name)
+
+    def place(self, source: str | None = None, **options: Any) -> str:
+        """Where a source is on the remote, as a path of this machine."""
+        place = self.successResultOf(self.mirrors.place(source or self.local, **options))
+        return self.host.root + place.remote
+
+    def flush(self, source: str | None = None) -> None:
+        self.successResultOf(self.mirrors.flush(source or self.local))
+
+    def assert_equal_trees(self, remote: str) -> None:
+        self.assertEqual(contents(remote), contents(self.local))
+
+
+class PlaceTests(MirrorCase):
+    """Where things are."""
+
+    def test_directory(self) -> None:
+        """A directory's place is a directory that only the remote user can reach, and it is filled by the flush."""
+        write(self.path("a/b"), b"hello")
+        remote = self.place()
+        self.assertTrue(os.path.isdir(remote))
+        self.assertEqual(os.stat(os.path.join(self.host.root, "home/.rda")).st_mode & 0o777, 0o700)
+        self.assertEqual(os.stat(os.path.dirname(remote)).st_mode & 0o777, 0o700)
+        self.flush()
+        self.assert_equal_trees(remote)
+
+    def test_same_place(self) -> None:
+        """The same source has the same place again, also after a restart; another source has another one."""
+        first = self.place()
+        self.assertEqual(self.place(), first)
+        other = os.path.join(self.top, "other")
+        os.mkdir(other)
+        self.assertNotEqual(self.place(other), first)
+        self.restart()
+        self.assertEqual(self.place(), first)
+
+    def test_missing(self) -> None:
+        """A source that is not there is refused in the daemon's words, or made when that is asked for."""
+        gone = self.path("gone")
+        failure = self.failureResultOf(self.mirrors.place(gone), BadRequest)
+        self.assertIn("bind source path does not exist", str(failure.value))
+        self.assertTrue(os.path.isdir(self.place(gone, create_missing=True)))
+        self.assertTrue(os.path.isdir(gone))
+
+    def test_special(self) -> None:
+        """A named pipe cannot be mirrored."""
+        os.mkfifo(self.path("pipe"))
+        self.failureResultOf(self.mirrors.place(self.path("pipe")), BadRequest)
+
+    def test_link_down(self) -> None:
+        """Without a link there is no place, and the reason is given; later there is."""
+        self.host.down = True
+        self.failureResultOf(self.mirrors.place(self.local), LinkDown)
+        self.host.down = False
+        self.assertTrue(os.path.isdir(self.place()))
+
+
+class OneWayTests(MirrorCase):
+    """The remote tree follows the local one."""
+
+    def test_everything(self) -> None:
+        """Modes, times, links, empty directories, empty files, large files and names in any bytes arrive."""
+        write(self.path("run.sh"), b"#!/bin/sh\n", 0o755)
+        write(self.path("secret"), b"x", 0o400)
+        write(self.path("empty"))
+        write(self.path("large"), os.urandom(700_000))
+        os.makedirs(self.path("hollow/inner"))
+        os.chmod(self.path("hollow/inner"), 0o2770)
+        os.symlink("../nowhere", self.path("link"))
+        os.symlink("/etc", self.path("absolute"))
+        with open(os.fsencode(self.local) + b"/\xff\n'\"x", "wb") as file:
+            file.write(b"strange")
+        os.utime(self.path("run.sh"), (1_000_000_000, 1_000_000_000))
+        remote = self.place()
+        self.flush()
+        self.assert_equal_trees(remote)
+
+    def test_changes(self) -> None:
+        """Edits, deletions, renames and changes of kind arrive; what is equal is not sent again."""
+        for number in range(20):
+            write(self.path(f"d{number % 3}/f{number}"), b"%d" % number)
+        remote = self.place()
+        self.flush()
+        before = len(self.host.connections[0].operations)
+        self.flush()
+        self.assertLess(len(self.host.connections[0].operations) - before, 3)
+        write(self.path("d0/f0"), b"changed")
+        os.unlink(self.path("d1/f1"))
+        os.rename(self.path("d2"), self.path("moved"))
+        os.unlink(self.path("d0/f3"))
+        os.mkdir(self.path("d0/f3"))
+        shutil.rmtree(self.path("d1"))
+        write(self.path("d1"), b"a file now")
+        os.chmod(self.path("moved"), 0o711)
+        self.flush()
+        self.assert_equal_trees(remote)
+
+    def test_hints(self) -> None:
+        """A hint makes the mirror look again at that path, and at directories above it that it does not know."""
+        remote = self.place()
+        self.flush()
+        write(self.path("new/deep/file"), b"x")
+        self.watcher.hints[0]._changed(Scope(paths=frozenset([b"new/deep/file"])))
+        self.assert_equal_trees(remote)
+        shutil.rmtree(self.path("new"))
+        self.watcher.hints[0]._changed(Scope(paths=frozenset([b"new"])))
+        self.assert_equal_trees(remote)
+
+    def test_foreign_files_stay(self) -> None:
+        """What a container made is neither removed nor replaced: equal files are adopted, others kept beside ours."""
+        remote = self.place()
+        self.flush()
+        write(os.path.join(remote, "cache/data"), b"made there")
+        write(os.path.join(remote, "same"), b"equal")
+        write(os.path.join(remote, "other"), b"theirs")
+        write(self.path("same"), b"equal")
+        write(self.path("other"), b"ours")
+        self.flush()
+        self.assertEqual(contents(remote)[b"other"][3], b"ours")
+        self.assertEqual(contents(remote)[b"other.rda-conflict"][3], b"theirs")
+        self.assertEqual(contents(remote)[b"cache/data"][3], b"made there")
+        self.assertNotIn(b"same.rda-conflict", contents(remote))
+        (status,) = self.mirrors.status()
+        self.assertEqual([problem.subject for problem in status.problems], ["other"])
+        os.unlink(self.path("same"))
+        self.flush()
+        self.assertNotIn(b"same", contents(remote))
+        self.assertIn(b"cache/data", contents(remote))
+
+    def test_directory_with_foreign_file(self) -> None:
+        """A directory that is gone here stays there while it holds something that was made there."""
+        write(self.path("d/ours"), b"1")
+        remote = self.place()
+        self.flush()
+        write(os.path.join(remote, "d/theirs"), b"2")
+        shutil.rmtree(self.path("d"))
+        self.flush()
+        self.assertEqual(set(contents(remote)), {b"d", b"d/theirs"})
+
+    def test_symlinked_parent(self) -> None:
+        """A directory that a container replaced by a symbolic link is not followed; the rest goes on."""
+        write(self.path("d/f"), b"1")
+        outside = os.path.join(self.top, "outside")
+        os.mkdir(outside)
+        remote = self.place()
+        self.flush()
+        shutil.rmtree(os.path.join(remote, "d"))
+        os.symlink(outside, os.path.join(remote, "d"))
+        write(self.path("d/f"), b"changed")
+        write(self.path("d/g"), b"new")
+        write(self.path("h"), b"fine")
+        self.flush()
+        self.assertEqual(os.listdir(outside), [])
+        self.assertEqual(contents(remote)[b"h"][3], b"fine")
+        self.assertTrue(any("symbolic link" in p.message for p in self.mirrors.status()[0].problems))
+        shutil.rmtree(self.path("d"))
+        self.flush()
+        self.assertTrue(os.path.islink(os.path.join(remote, "d")))
+
+    def test_removed_remote_directory(self) -> None:
+        """A directory that somebody removed on the remote is made again when something has to go there."""
+        write(self.path("d/e/f"), b"1")
+        remote = self.place()
+        self.flush()
+        shutil.rmtree(os.path.join(remote, "d"))
+        write(self.path("d/e/g"), b"2")
+        self.flush()
+        self.assertEqual(contents(remote)[b"d/e/g"][3], b"2")
+
+    def test_removed_tree(self) -> None:
+        """A tree that was removed on the remote as a whole is sent again."""
+        write(self.path("d/f"), b"1")
+        remote = self.place()
+        self.flush()
+        shutil.rmtree(os.path.dirname(remote))
+        self.flush()
+        self.assert_equal_trees(remote)
+
+    def test_racily_clean(self) -> None:
+        """A change that leaves size and times as they were is found when it came right after the last one."""
+        write(self.path("f"), b"one")
+        remote = self.place()
+        self.flush()
+        mirror = self.mirrors._mirrors[self.local]
+        assert mirror._manifest is not None
+        found = os.stat(self.path("f"))
+        self.assertIn(b"f", mirror._manifest.digests)
+        write(self.path("f"), b"two")
+        os.utime(self.path("f"), ns=(found.st_mtime_ns, found.st_mtime_ns))
+        now = os.stat(self.path("f"))
+        entry = mirror._manifest.entries[b"f"]._replace(ctime_ns=now.st_ctime_ns, mtime_ns=now.st_mtime_ns)
+        mirror._manifest.entries[b"f"] = entry
+        self.flush()
+        self.assertEqual(contents(remote)[b"f"][3], b"two")
+
+    def test_ignored(self) -> None:
+        """Ignored paths are neither sent nor removed."""
+        write(self.path("build/out"), b"1")
+        write(self.path("keep"), b"1")
+        remote = self.place()
+        self.flush()
+        write(self.path(".rdaignore"), b"build/\n*.log\n")
+        write(self.path("x.log"), b"1")
+        shutil.rmtree(self.path("build"))
+        os.mkdir(self.path("build"))
+        self.flush()
+        self.assertEqual(set(contents(remote)), {b".rdaignore", b"keep", b"build", b"build/out"})
+
+    def test_special_and_unreadable(self) -> None:
+        """Pipes and sockets are reported, not sent, and do not fail a flush."""
+        os.mkfifo(self.path("pipe"))
+        write(self.path("f"), b"1")
+        remote = self.place()
+        self.flush()
+        self.assertEqual(set(contents(remote)), {b"f"})
+        (status,) = self.mirrors.status()
+        self.assertEqual([problem.subject for problem in status.problems], ["pipe"])
+
+
+class SingleFileTests(MirrorCase):
+    """A bind mount of one file."""
+
+    def test_in_place(self) -> None:
+        """The remote file keeps its inode through edits and rename-saves: the container sees the new content."""
+        source = self.path("conf")
+        write(source, b"long content", 0o640)
+        remote = self.place(source)
+        self.flush(source)
+        inode = os.stat(remote).st_ino
+        write(self.path("conf.new"), b"short", 0o600)
+        os.rename(self.path("conf.new"), source)
+        self.flush(source)
+        self.assertEqual(os.stat(remote).st_ino, inode)
+        with open(remote, "rb") as file:
+            self.assertEqual(file.read(), b"short")
+        self.assertEqual(os.stat(remote).st_mode & 0o777, 0o600)
+
+    def test_vanished(self) -> None:
+        """While the local file is away the remote one stays; when it is back the mirror goes on by itself."""
+        source = self.path("conf")
+        write(source, b"1")
+        remote = self.place(source)
+        self.flush(source)
+        os.unlink(source)
+        self.failureResultOf(self.mirrors.flush(source), SyncHalted)
+        self.assertTrue(os.path.exists(remote))
+        write(source, b"2")
+        self.clock.advance(2.1)
+        with open(remote, "rb") as file:
+            self.assertEqual(file.read(), b"2")
+
+
+class SafetyTests(MirrorCase):
+    """Nothing is lost by accident."""
+
+    def test_vanished(self) -> None:
+        """When the root is gone the remote copy stays, the flush fails, and all is well when it is back."""
+        write(self.path("f"), b"1")
+        remote = self.place()
+        self.flush()
+        os.rename(self.local, self.local + ".away")
+        failure = self.failureResultOf(self.mirrors.flush(self.local), SyncHalted)
+        self.assertIn("is not there", str(failure.value))
+        self.assertEqual(self.mirrors.status()[0].state, "halted")
+        self.assertIn(b"f", contents(remote))
+        os.rename(self.local + ".away", self.local)
+        self.clock.advance(2.1)
+        self.assertEqual(self.mirrors.status()[0].state, "idle")
+
+    def test_emptied(self) -> None:
+        """A root that is suddenly empty is kept on the remote until somebody confirms."""
+        for number in range(15):
+            write(self.path(f"f{number}"), b"1")
+        remote = self.place()
+        self.flush()
+        shutil.rmtree(self.local)
+        os.mkdir(self.local)
+        self.failureResultOf(self.mirrors.flush(self.local), SyncHalted)
+        self.assertEqual(len(contents(remote)), 15)
+        self.mirrors.confirm(self.local)
+        self.flush()
+        self.assertEqual(contents(remote), {})
+
+    def test_mass_removal(self) -> None:
+        """Mass removals are held back while edits go on."""
+        for number in range(1100):
+            write(self.path(f"d/f{number}"), b"1")
+        write(self.path("e"), b"1")
+        remote = self.place()
+        self.flush()
+        shutil.rmtree(self.path("d"))
+        write(self.path("e"), b"2")
+        self.failureResultOf(self.mirrors.flush(self.local), SyncHalted)
+        self.assertEqual(contents(remote)[b"e"][3], b"2")
+        self.assertEqual(len(contents(remote)), 1102)
+        self.mirrors.confirm(self.local)
+        self.flush()
+        self.assertEqual(set(contents(remote)), {b"e"})
+
+
+class TroubleTests(MirrorCase):
+    """What fails on the remote."""
+
+    def test_refused_path(self) -> None:
+        """A path that cannot be written fails the flush by name, the rest arrives, and it is tried again."""
+        write(self.path("bad"), b"1")
+        write(self.path("good"), b"1")
+
+        def refuse(name: str, path: bytes) -> None:
+            if name.startswith("rename") and path.endswith(b"/bad"):
+                raise PermissionError(13, "Permission denied")
+
+        self.host.prepare = lambda files: setattr(files, "refuse", refuse)
+        remote = self.place()
+        failure = self.failureResultOf(self.mirrors.flush(self.local), SyncFailed)
+        self.assertIn("bad: the remote user may not write", str(failure.value))
+        self.assertEqual(set(contents(remote)), {b"good"})
+        self.host.connections[0].refuse = lambda name, path: None
+        self.clock.pump([1.0] * 70)
+        self.assert_equal_trees(remote)
+        self.flush()
+        self.assertEqual(os.listdir(os.path.join(os.path.dirname(remote), "stage")).__len__(), 4)
+
+    def test_disk_full(self) -> None:
+        """A full disk publishes no half file, and is called by its name."""
+        write(self.path("f"), b"old")
+        remote = self.place()
+        self.flush()
+        files = self.host.connections[0]
+        files.free = 0
+
+        def refuse(name: str, path: bytes) -> None:
+            if name == "write_at":
+                raise OSError(28, "No space left on device")
+
+        files.refuse = refuse
+        write(self.path("f"), b"new" * 1000)
+        failure = self.failureResultOf(self.mirrors.flush(self.local), SyncFailed)
+        self.assertIn("disk is full", str(failure.value))
+        self.assertEqual(contents(remote)[b"f"][3], b"old")
+
+    def test_killed_at_every_operation(self) -> None:
+        """The connection, or rda, may end at any operation: afterwards both sides are equal, nothing foreign was
+        touched, and no temporary is left."""
+        for restart in (False, True):
+            for after in (False, True):
+                self._kill_everywhere(restart, after)
+
+    def _kill_everywhere(self, restart: bool, after: bool) -> None:
+        step = 0
+        while True:
+            step += 1
+            self.setUp()
+            write(self.path("d/f"), b"1")
+            write(self.path("d/g"), b"1")
+            os.symlink("x", self.path("l"))
+            remote = self.place()
+            self.flush()
+            write(os.path.join(remote, "d/foreign"), b"theirs")
+            write(os.path.join(remote, "taken"), b"theirs too")
+            self._mess_up()
+            files = self.host.connections[-1]
+            files.fail_at, files.fail_after = len(files.operations) + step, after
+            self.mirrors.flush(self.local).addErrback(lambda _: None)
+            if not files.lost:
+                return
+            if restart:
+                self.restart()
+            write(self.path("d/f"), b"and changed again")
+            self.flush()
+            found = contents(remote)
+            self.assertEqual(found.pop(b"d/foreign")[3], b"theirs", step)
+            self.assertEqual(found.pop(b"taken.rda-conflict")[3], b"theirs too", step)
+            self.assertEqual(found, contents(self.local), step)
+            stage = os.listdir(os.path.join(os.path.dirname(remote), "stage"))
+            self.assertEqual([name for name in stage if b"x" in os.fsencode(name)], [], step)
+            self.assertLessEqual(len(stage), 4, step)
+
+    def _mess_up(self) -> None:
+        write(self.path("d/f"), b"changed")
+        write(self.path("new/n"), b"2")
+        write(self.path("taken"), b"ours")
+        os.unlink(self.path("d/g"))
+        os.unlink(self.path("l"))
+        os.symlink("y", self.path("l"))
+        write(self.path("large"), b"z" * 300_000)
+
+
+class HolderTests(MirrorCase):
+    """Who uses a mirror."""
+
+    def test_watched_while_used(self) -> None:
+        """A mirror is watched from its place on, while a container uses it, and not any more afterwards."""
+        self.place()
+        self.assertEqual(len(self.watcher.hints), 1)
+        self.successResultOf(self.mirrors.hold("c1", [self.local]))
+        self.successResultOf(self.mirrors.hold("c2", [self.local]))
+        self.clock.advance(1000)
+        self.mirrors.release("c1")
+        self.assertEqual(len(self.watcher.hints), 1)
+        self.assertEqual(self.mirrors.status()[0].containers, ("c2",))
+        self.mirrors.release("c2")
+        self.assertEqual(self.watcher.hints, [])
+
+    def test_adopted(self) -> None:
+        """After a restart a container's mirrors go on from where they were, without sending anything again."""
+        write(self.path("f"), b"1")
+        remote = self.place()
+        self.flush()
+        self.restart()
+        write(self.path("g"), b"2")
+        count = len(self.host.connections[-1].operations)
+        self.successResultOf(self.mirrors.hold("c", [self.local]))
+        self.assert_equal_trees(remote)
+        names = [name for name, _ in self.host.connections[-1].operations[count:]]
+        self.assertEqual(names.count("rename_new"), 1)
+
+    def test_hold_without_link(self) -> None:
+        """A container's mirror waits for the link, and catches up when it is back."""
+        self.host.down = True
+        write(self.path("f"), b"1")
+        self.successResultOf(self.mirrors.hold("c", [self.local]))
+        self.assertEqual(self.mirrors.status()[0].state, "waiting")
+        self.host.down = False
+        self.mirrors.reconnected()
+        self.assertEqual(self.mirrors.status()[0].state, "idle")
+        self.successResultOf(self.mirrors.flush_all())
+
+    def test_hold_missing(self) -> None:
+        """A source that is not there any more shows in the status."""
+        self.successResultOf(self.mirrors.hold("c", [self.path("gone")]))
+        (status,) = self.mirrors.status()
+        self.assertEqual((status.state, status.containers), ("halted", ("c",)))
+
+    def test_polling(self) -> None:
+        """A tree that cannot be watched is polled, and the status says why."""
+        self.watcher.refusal = "the limit of inotify is reached"
+        remote = self.place()
+        self.flush()
+        write(self.path("f"), b"1")
+        self.clock.advance(2.1)
+        self.assert_equal_trees(remote)
+        self.assertIn("inotify", self.mirrors.status()[0].problems[0].message)
+
+    def test_stop_leaves_nothing(self) -> None:
+        """Stopping leaves no timer behind."""
+        write(self.path("f"), b"1")
+        self.place()
+        self.flush()
+        self.clock.advance(200)
+        self.successResultOf(self.mirrors.stopService())
+        self.assertEqual([call.getTime() for call in self.clock.getDelayedCalls()], [])
