@@ -213,7 +213,8 @@ class Network:
         """Move everything until nothing moves."""
         for _ in range(10_000):
             self.clock.advance(0)
-            if not any([transport.step() for transport in self.transports if transport.connected]):
+            moved = [transport.step() for transport in self.transports if transport.connected]
+            if True not in moved:
                 return
         raise AssertionError("the network does not come to rest")
 

@@ -1,5 +1,6 @@
 """HTTP messages as bytes: whatever the split, the same events; whatever is odd, refused."""
 
+import itertools
 import json
 
 from hypothesis import given, settings
@@ -29,7 +30,7 @@ quick = settings(max_examples=60, deadline=None)
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
     """Cut ``data`` at the given places."""
     edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    return [data[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [data[start:end] for start, end in itertools.pairwise(edges)]
 
 
 def feed_all(framing: Framing, parts: list[bytes]) -> tuple[bytes, bytes]:

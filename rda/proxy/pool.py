@@ -79,6 +79,7 @@ class DaemonConnection(Protocol):
         self._tunnel: Tunnel | None = None
         self._framing: Framing = UntilClose()
         self._reusable = False
+        self._input_ended = False
         self._uses = 0
 
     @property
@@ -111,8 +112,8 @@ class DaemonConnection(Protocol):
 
     def end_of_input(self) -> None:
         """Tell the daemon that the client half-closed its connection."""
-        if self._state is not _State.CLOSED:
-            self._reusable = False
+        if self._state is not _State.CLOSED and not self._input_ended:
+            self._input_ended = True
             self.transport.unregisterProducer()  # type: ignore[union-attr]
             self.transport.loseWriteConnection()  # type: ignore[union-attr]
 
@@ -183,7 +184,7 @@ class DaemonConnection(Protocol):
         """Part from the exchange, and stay for another one if nothing speaks against it."""
         self._receiver = None
         self.transport.unregisterProducer()  # type: ignore[union-attr]
-        if self._reusable and receiver.request_complete and not extra:
+        if self._reusable and not self._input_ended and receiver.request_complete and not extra:
             self._state = _State.IDLE
             self.transport.resumeProducing()  # type: ignore[union-attr]
             self._pool.put(self)

@@ -253,8 +253,7 @@ class Exchange:
             return
         self._half_closed = True
         self._downstream.will_close()
-        if self._upstream is not None:
-            self._upstream.end_of_input()
+        self._end_of_input()
 
     def client_broke(self, error: RdaError) -> None:
         """The request's body is malformed: the daemon gets no more of it."""
@@ -313,8 +312,13 @@ class Exchange:
         self._downstream.send_continue()
         self._downstream.release_body()
         self._send(self._request_head() + b"".join(early))
-        if self._half_closed:
-            connection.end_of_input()
+        self._end_of_input()
+
+    def _end_of_input(self) -> None:
+        """Pass on the client's half-close, but not before a hijack's early bytes, which wait for the answer."""
+        may_follow = self._call.route.answer is Answer.HIJACK and self._answer is _Answer.AWAITED
+        if self._half_closed and self._upstream is not None and not may_follow:
+            self._upstream.end_of_input()
 
     def _request_head(self) -> bytes:
         """Write the head of what is sent; and, for a replaced body, the body with it."""
@@ -481,6 +485,7 @@ class Exchange:
     def _flow(self, head: AnswerHead, framing: Framing) -> None:
         """Send the answer's head and what there is of its body; the rest follows as it comes."""
         self._answer = _Answer.FLOWING
+        self._end_of_input()
         chunked = isinstance(framing, Chunked)
         if self._call.route.answer is Answer.DOCUMENTS and head.status == 200:
             self._splitter = DocumentSplitter(self._limits.stream_document)
