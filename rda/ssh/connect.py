@@ -7,7 +7,7 @@ Every hop is an SSH connection of its own with its own host key verification and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -15,7 +15,6 @@ from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.error import ConnectError, ConnectingCancelledError, DNSLookupError, TimeoutError
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from rda.errors import LinkDown, RdaError
@@ -53,7 +52,8 @@ class Connector:
     pins: tuple[str, ...] = ()
     wall_clock: Callable[[], float] = lambda: 0.0
     direct: Callable[[Target], IStreamClientEndpoint] | None = None
-    _log = Logger()
+    _alive: set[ClientTransport] = field(default_factory=set)
+    _waiting: list[Deferred[None]] = field(default_factory=list)
 
     def open(self, target: Target) -> Deferred[ClientTransport]:
         """Connect, verify and log in.
@@ -62,6 +62,24 @@ class Connector:
             when the host cannot be reached, :class:`rda.errors.LoginFailed` when it is not to be. Can be cancelled.
         """
         return Deferred.fromCoroutine(self._open(target, self.pins))
+
+    def closed(self) -> Deferred[None]:
+        """Fire when no connection is left, those to jump hosts included."""
+        waiting: Deferred[None] = Deferred()
+        self._waiting.append(waiting)
+        self._check()
+        return waiting
+
+    def _gone(self, reason: RdaError, transport: ClientTransport) -> RdaError:
+        self._alive.discard(transport)
+        self._check()
+        return reason
+
+    def _check(self) -> None:
+        if not self._alive:
+            waiting, self._waiting = self._waiting, []
+            for one in waiting:
+                one.callback(None)
 
     async def _open(self, target: Target, pins: tuple[str, ...]) -> ClientTransport:
         hop = await self._open(target.via, ()) if target.via is not None else None
@@ -100,8 +118,13 @@ class Connector:
         if self.store.ask is not None:
             options = Options(compression=target.compression, handshake_seconds=LOGIN_WITH_PERSON)
         transport = ClientTransport(self._host_keys(target, pins), login, self.reactor, options, SessionConnection())
-        connecting = endpoint.connect(Factory.forProtocol(lambda: transport))
-        connecting.addTimeout(target.connect_timeout, self.reactor)
+        connecting = endpoint.connect(_quiet(transport))
+
+        def too_slow(result: object, seconds: float) -> None:
+            raise LinkDown(f"{target.label} cannot be reached: it has not answered for {seconds:.0f} s.")
+
+        # HostnameEndpoint's own limit is for each address, and there is none for resolving the name.
+        connecting.addTimeout(target.connect_timeout, self.reactor, too_slow)
         try:
             await connecting
         except (CancelledError, ConnectingCancelledError):
@@ -110,6 +133,8 @@ class Connector:
             raise
         except Exception as error:  # endpoints fail in many ways, none of which is a defect
             raise LinkDown(f"{target.label} cannot be reached: {_why(error)}") from error
+        self._alive.add(transport)
+        transport.lost.addCallback(self._gone, transport)
         try:
             await transport.ready
         except RdaError as error:
@@ -132,6 +157,12 @@ class Connector:
             revoked_files=target.revoked_host_keys,
             scannable=target.via is None and not target.proxy_command,
         )
+
+
+def _quiet(transport: ClientTransport) -> Factory[ClientTransport]:
+    factory: Factory[ClientTransport] = Factory.forProtocol(lambda: transport)
+    factory.noisy = False  # no log line for each attempt
+    return factory
 
 
 def _why(error: Exception) -> str:

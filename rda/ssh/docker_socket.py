@@ -196,11 +196,9 @@ class DockerSocket:
                 continue
             self._fill_soon(0.0)
             return Deferred.fromCoroutine(_hand_over(channel, factory))
-        return Deferred.fromCoroutine(self._connect(factory))
+        return Deferred.fromCoroutine(self._line.attempt(lambda connection: self._connect(connection, factory)))
 
-    async def _connect(self, factory: IProtocolFactory) -> IProtocol:
-        transport = await self._line.session()
-        connection = transport.connection
+    async def _connect(self, connection: Connection, factory: IProtocolFactory) -> IProtocol:
         way = self._way_of(connection)
         try:
             protocol = await self._open(way or self._first, connection, factory)

@@ -11,8 +11,9 @@ so its protocol here is a stand-in that only exists from the end of the login to
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from twisted.application.internet import ClientService
 from twisted.application.service import Service
@@ -32,6 +33,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from rda.errors import LinkDown, RdaError
+from rda.ssh.channels import Connection
 from rda.ssh.transport import ClientTransport
 
 __all__ = ["Backoff", "Line", "Opened"]
@@ -41,9 +43,11 @@ __all__ = ["Backoff", "Line", "Opened"]
 FIRST_DELAY = 0.5
 LONGEST_DELAY = 30.0
 
-#: A connection that lasts less than so many seconds counts as a failed attempt: a server that takes and drops
-#: connections is not to be hammered.
-STABLE_SECONDS = 10.0
+#: A connection that lasts less than so many seconds counts as a failed attempt, up to so many in a row: a server that
+#: takes and drops connections is not to be hammered, but it was reached, and so the delay stays below
+#: :data:`WAIT_FOR_LINK`.
+STABLE_SECONDS = 2.0
+MOST_UNSTABLE = 3
 
 #: Seconds that a request waits for the connection to come back; a Docker client gets 503 with the reason then.
 WAIT_FOR_LINK = 10.0
@@ -51,11 +55,11 @@ WAIT_FOR_LINK = 10.0
 #: Requests that wait for the connection; more fail at once.
 MAX_WAITING = 1024
 
-#: Seconds for an orderly close, after which the connection is aborted.
-CLOSE_SECONDS = 2.0
-
 #: Seconds without a channel after which a line that is only connected when needed is closed.
 IDLE_SECONDS = 60.0
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Backoff:
 
     def lasted(self, seconds: float) -> None:
         """A connection was lost after so many seconds."""
-        self._unstable = 0 if seconds >= STABLE_SECONDS else self._unstable + 1
+        self._unstable = 0 if seconds >= STABLE_SECONDS else min(self._unstable + 1, MOST_UNSTABLE)
 
     def __call__(self, attempt: int) -> float:
         """Seconds to wait before the next attempt, after ``attempt`` failures in a row.
@@ -99,25 +103,6 @@ class Backoff:
 
 class _Session(Protocol):
     """Stands for a connection in ClientService: connected when the login is done, lost when the transport is."""
-
-
-class _Closer:
-    """The stand-in's transport: closes in order, or by force when that takes too long."""
-
-    def __init__(self, transport: ClientTransport, clock: IReactorTime) -> None:
-        self._transport = transport
-        self._clock = clock
-
-    def loseConnection(self) -> None:
-        timer = self._clock.callLater(CLOSE_SECONDS, self._transport.abortConnection)
-
-        def closed(reason: RdaError) -> RdaError:
-            if timer.active():
-                timer.cancel()
-            return reason
-
-        self._transport.lost.addCallback(closed)
-        self._transport.loseConnection()
 
 
 class Line(Service):
@@ -171,8 +156,13 @@ class Line(Service):
 
     @property
     def transport(self) -> ClientTransport | None:
-        """The connection while there is one."""
-        return self.opened.transport if self.opened is not None else None
+        """The connection while there is one.
+
+        Its channels are told before :meth:`_lost` is: they must not be sent back to what is just being lost.
+        """
+        if self.opened is None or self.opened.transport.connection.closed:
+            return None
+        return self.opened.transport
 
     @property
     def usable(self) -> bool:
@@ -204,8 +194,8 @@ class Line(Service):
         :param limit: seconds to wait, None for as long as it takes.
         :returns: fails with the reason: at once when only a person can bring it back, else when the time is up.
         """
-        if self.opened is not None:
-            return succeed(self.opened.transport)
+        if self.transport is not None:
+            return succeed(self.transport)
         if not self.running:
             return fail(LinkDown("rda is not connected to the remote host: it is stopping."))
         if self._failure is not None and not self._on_demand:
@@ -218,6 +208,22 @@ class Line(Service):
             self._failure = None
             self._connect()
         return waiting
+
+    async def attempt(self, open_channel: Callable[[Connection], Awaitable[T]]) -> T:
+        """Open a channel; once more on the next connection when this one is lost before the channel is open.
+
+        Nothing has been said over the channel by then, so that trying again cannot do anything twice.
+
+        :raises rda.errors.LinkDown: there is no connection within the time that a request waits.
+        """
+        deadline = self._clock.seconds() + WAIT_FOR_LINK
+        while True:
+            transport = await self.session(max(0.0, deadline - self._clock.seconds()))
+            try:
+                return await open_channel(transport.connection)
+            except LinkDown:
+                if not transport.connection.closed or self._clock.seconds() >= deadline:
+                    raise
 
     def retry(self) -> None:
         """Try now, whatever stands against it: a person or the network has changed something."""
@@ -242,6 +248,7 @@ class Line(Service):
 
     def _connect(self) -> None:
         factory = Factory.forProtocol(_Session)
+        factory.noisy = False
         self._client = ClientService(_LineEndpoint(self._attempt), factory, self._delay, self._clock)
         # ClientService tells every attempt at info level, with our endpoint's name: the state's own lines say more.
         self._client.startService()
@@ -273,7 +280,7 @@ class Line(Service):
             raise transport.reason
         session = factory.buildProtocol(_Nowhere())
         assert session is not None
-        session.makeConnection(_Closer(transport, self._clock))  # type: ignore[arg-type]
+        session.makeConnection(transport)  # type: ignore[arg-type]  # ClientService only closes it
 
         def lost(reason: RdaError) -> RdaError:
             self._lost(opened, reason)

@@ -163,7 +163,7 @@ class Link(Service):
     def _on_main(
         self, make: Callable[[Connection], IStreamClientEndpoint], factory: IProtocolFactory
     ) -> Deferred[IProtocol]:
-        return self._main.session().addCallback(lambda transport: make(transport.connection).connect(factory))
+        return Deferred.fromCoroutine(self._main.attempt(lambda connection: make(connection).connect(factory)))
 
     # -- life
 
@@ -182,7 +182,7 @@ class Link(Service):
         super().stopService()
         self._docker.close()
         closing = DeferredList([line.stopService() for line in self._lines])
-        return closing.addCallback(lambda _: None)
+        return closing.addCallback(lambda _: self._connector.closed())
 
     def retry(self) -> None:
         """Try again now, also after a failure that only a person could repair."""

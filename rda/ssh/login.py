@@ -162,7 +162,8 @@ class UserAuth(SSHService):
     """
 
     name = b"ssh-userauth"
-    protocolMessages = {51: "FAILURE", 52: "SUCCESS", 53: "BANNER", 60: "PK_OK"}
+    # Conch takes four characters off the names to find the methods.
+    protocolMessages = {51: "MSG_FAILURE", 52: "MSG_SUCCESS", 53: "MSG_BANNER", 60: "MSG_PK_OK"}
     _log = Logger()
 
     def __init__(self, user: bytes, connection: SSHService) -> None:

@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IProtocol, IProtocolFactory, IReactorTim
 
 from rda.errors import ChannelRefused, LinkDown
 from rda.ssh.channels import Connection, StreamChannel
-from rda.ssh.line import Line
+from rda.ssh.line import WAIT_FOR_LINK, Line
 
 __all__ = ["SessionConnection", "SessionPool"]
 
@@ -86,7 +86,7 @@ class SessionPool:
             if line is None:
                 await self._wait(deadline)
                 continue
-            transport = await line.session()
+            transport = await line.session(max(0.0, min(WAIT_FOR_LINK, deadline - self._clock.seconds())))
             connection = transport.connection
             assert isinstance(connection, SessionConnection)
             if connection.sessions >= connection.session_limit:
@@ -94,6 +94,10 @@ class SessionPool:
             connection.on_session_closed = self._closed
             try:
                 return await make(connection).connect(factory)
+            except LinkDown:
+                # Lost before the channel was open: nothing has been said over it, so it may be opened again.
+                if not connection.closed:
+                    raise
             except ChannelRefused as error:
                 # Code 0 is a refusal of the command itself. With no other session open it cannot be MaxSessions.
                 if not error.code or not connection.sessions or connection.session_limit <= 1:
