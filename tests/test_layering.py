@@ -16,7 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("agent",),
     ("containers",),
     ("reconciler",),
-    ("api", "forwards", "udp", "sync", "proxy", "ssh"),
+    ("api", "forwards", "splice", "udp", "sync", "proxy", "ssh"),
     ("docker", "policy", "config", "status", "interfaces"),
     ("errors",),
     ("",),

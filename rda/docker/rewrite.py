@@ -22,7 +22,7 @@ from rda.docker.binds import (
     mount_binds,
     volume_source,
 )
-from rda.docker.document import canonical, object_of, text_of
+from rda.docker.document import canonical, fold, object_of, objects, text_of
 from rda.docker.listing import ListFilter, outward_filters
 from rda.docker.ports import Listeners, Published, requested, shown_addresses
 from rda.docker.request import (
@@ -160,6 +160,8 @@ def outward(
     asked = wanted(result, exposed)
     labels = _client_labels(result.get("Labels"), "Labels")
     host_config = dict(object_of(result.get("HostConfig"), "HostConfig"))
+    for mount in objects(host_config.get("Mounts"), "HostConfig.Mounts"):
+        _client_labels(object_of(mount.get("VolumeOptions"), "VolumeOptions").get("Labels"), "VolumeOptions.Labels")
     paths = {**(remote or {}), **places}
     moved = _moved(asked.binds, paths)
     bindings = host_config.get("PortBindings")
@@ -186,7 +188,7 @@ def outward(
 
 def _drop_misplaced(document: dict[str, object]) -> tuple[str, ...]:
     """Take HostConfig's fields away from the top: daemons ignore them today, and 20.10 would obey them unread."""
-    found = [key for key in document if HOST_CONFIG.spelling(key) in _MISPLACED]
+    found = [key for key in document if HOST_CONFIG.spelling(fold(key)) in _MISPLACED]
     for key in found:
         del document[key]
     return tuple(f"rda: {key} outside HostConfig is ignored" for key in found)
@@ -279,19 +281,24 @@ def _move_ports(host_config: dict[str, object], request: Request) -> None:
 
 
 def outward_volume(
-    document: Mapping[str, object], places: Mapping[str, str], owner: str, nonce: str
+    document: Mapping[str, object],
+    places: Mapping[str, str],
+    owner: str,
+    nonce: str,
+    remote: Mapping[str, str] | None = None,
 ) -> dict[str, object]:
     """Rewrite a volumes/create document; parameters and errors as in :func:`outward`.
 
-    A volume that is no bind in disguise, or whose path is the remote host's own, passes as it is.
+    A volume that is no bind in disguise, or whose path is the same on the remote host, passes as it is.
     """
+    paths = {**(remote or {}), **places}
     result = canonical_volume(dict(document))
     labels = _client_labels(result.get("Labels"), "Labels")
     bind = volume_source(result)
-    if bind is None or not _moved([bind], places):
+    if bind is None or not _moved([bind], paths):
         return result
-    result["DriverOpts"] = {**object_of(result.get("DriverOpts"), "DriverOpts"), "device": places[bind.path]}
-    result["Labels"] = {**labels, **_volume_labels(bind, places, owner, nonce)}
+    result["DriverOpts"] = {**object_of(result.get("DriverOpts"), "DriverOpts"), "device": paths[bind.path]}
+    result["Labels"] = {**labels, **_volume_labels(bind, paths, owner, nonce)}
     return result
 
 

@@ -1,0 +1,468 @@
+"""The table of local listeners: published ports, open here as if Docker were local.
+
+``reserve`` opens a container's local ports before its start is relayed, ``attach`` says where they lead,
+``release`` closes them. All three may be repeated at will: the table only ever changes by the difference, and
+connections of what stays are not touched. Connections accepted before it is known where they lead are held.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IAddress, IListeningPort, IReactorTime
+from twisted.internet.protocol import Factory
+from twisted.logger import Logger
+
+from rda.docker.ports import Listener, Listeners, Published, shown_addresses
+from rda.errors import PortUnavailable
+from rda.interfaces import IRemoteHost
+from rda.splice import Splice
+from rda.status import ForwardStatus
+
+__all__ = ["MAX_CONNECTIONS", "MAX_HELD", "MAX_PORTS", "Forwards", "Reservation", "listener"]
+
+#: Open connections of one forward; a further one is reset. Each takes a descriptor here and a channel of the link.
+MAX_CONNECTIONS = 4096
+
+#: Connections of one forward that wait for the container to come up; Docker's queue for them is the kernel's.
+MAX_HELD = 128
+
+#: Local listeners of one container: a descriptor each.
+MAX_PORTS = 2048
+
+#: Attempts to find a free port that is free on every default address.
+EPHEMERAL_ATTEMPTS = 16
+
+#: Connections that the kernel completes before we accept them: the most that Linux takes by default (somaxconn).
+BACKLOG = 4096
+
+#: Opens a listener: (factory, address, port) -> the port. Raises CannotListenError.
+Listen = Callable[[Factory, str, int], IListeningPort]
+
+
+def listener(reactor: Any) -> Listen:
+    """Return a function that opens TCP listeners with ``reactor``.
+
+    Unlike ``listenTCP``, an IPv6 listener never takes the IPv4 port too (RFC 3493, section 5.3): the two families are
+    published one by one.
+    """
+
+    def listen(factory: Factory, address: str, port: int) -> IListeningPort:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as opened:
+                opened.setblocking(False)
+                opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                opened.bind((address, port))
+                opened.listen(BACKLOG)
+                adopted: IListeningPort = reactor.adoptStreamPort(opened.fileno(), family, factory)
+                return adopted
+        except OSError as error:
+            raise CannotListenError(address, port, error) from error
+
+    return listen
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """What a container has open here.
+
+    :ivar listeners: container port -> local addresses, as :meth:`Forwards.local` gives them.
+    """
+
+    container: str
+    listeners: Listeners
+
+
+@dataclass(frozen=True)
+class _NotForwarded:
+    """A published port that is not open here, and why."""
+
+    published: Published
+    reason: str
+
+
+@dataclass
+class _Container:
+    """A container's part of the table."""
+
+    name: str
+    forwards: dict[Published, _Forward] = field(default_factory=dict)
+    missing: tuple[_NotForwarded, ...] = ()
+
+
+class _Forward:
+    """One published port: its listeners, its connections, and where they lead.
+
+    :ivar port: the local port, the same on every address.
+    :ivar remote: the port on the remote host's 127.0.0.1, or None while it is not known.
+    """
+
+    def __init__(self, host: IRemoteHost, clock: IReactorTime, published: Published) -> None:
+        self._host = host
+        self._clock = clock
+        self.published = published
+        self.listening: list[IListeningPort] = []
+        self.addresses: list[str] = []
+        self.port = 0
+        self.remote: int | None = None
+        self._connections: set[Splice] = set()
+        self._total = self._refused = self._bytes_in = self._bytes_out = 0
+
+    def build(self, address: IAddress | None = None) -> Splice:
+        """Make the protocol of an accepted connection."""
+        return Splice(self._clock, self._accepted, self._over)
+
+    def _accepted(self, connection: Splice) -> None:
+        held = sum(not one.joined for one in self._connections) if self.remote is None else 0
+        if len(self._connections) >= MAX_CONNECTIONS or held >= MAX_HELD:
+            self._refused += 1
+            connection.abort()
+            return
+        self._connections.add(connection)
+        self._total += 1
+        if self.remote is not None:
+            self._join(connection, self.remote)
+
+    def _join(self, connection: Splice, remote: int) -> None:
+        """Connect to the remote port; without a link nobody waits for one, as nobody waits for a cut cable."""
+        linked: Deferred[None] = self._host.when_connected()
+        if not linked.called:
+            linked.addErrback(lambda _: None)
+            linked.cancel()
+            connection.abort()
+            return
+        linked.addErrback(lambda _: None)  # the connect below fails with the same reason
+        connection.join(self._host.tcp("127.0.0.1", remote))
+
+    def _over(self, connection: Splice) -> None:
+        self._connections.discard(connection)
+        self._bytes_in += connection.bytes_in
+        self._bytes_out += connection.bytes_out
+
+    def lead_to(self, remote: int) -> None:
+        """Say where connections lead, those that wait among them; open ones stay where they are."""
+        self.remote = remote
+        for connection in [one for one in self._connections if not one.joined]:
+            self._join(connection, remote)
+
+    def shut(self) -> Deferred[Any]:
+        """Accept no more, and let go of what waits; open connections end with the container that serves them."""
+        for connection in [one for one in self._connections if not one.joined]:
+            connection.abort()
+        listening, self.listening = self.listening, []
+        closing = [port.stopListening() for port in listening]
+        return DeferredList([one for one in closing if one is not None], consumeErrors=True)
+
+    @property
+    def busy(self) -> bool:
+        """Whether connections are open."""
+        return bool(self._connections)
+
+    def abort(self) -> None:
+        """End every connection at once."""
+        for connection in list(self._connections):
+            connection.abort()
+
+    def status(self, container: str, name: str) -> ForwardStatus:
+        """Describe this."""
+        connections = tuple(self._connections)
+        return ForwardStatus(
+            container=container,
+            name=name,
+            port=self.published.key,
+            local=", ".join(_joined(address, self.port) for address in self.addresses),
+            remote="" if self.remote is None else f"127.0.0.1:{self.remote}",
+            state="reserved" if self.remote is None else "open",
+            reason=f"{self._refused} connections were refused: too many at once" if self._refused else "",
+            connections=len(connections),
+            connections_total=self._total,
+            bytes_in=self._bytes_in + sum(one.bytes_in for one in connections),
+            bytes_out=self._bytes_out + sum(one.bytes_out for one in connections),
+        )
+
+
+class Forwards:
+    """The forwards of one context.
+
+    :param host: where the containers are.
+    :param reactor: clock, and opener of listeners unless ``listen`` is given.
+    :param publish_address: the local addresses that an empty HostIp means.
+    :param listen: opens one listener, see :func:`listener`.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        host: IRemoteHost,
+        reactor: Any,
+        publish_address: Sequence[str] = ("127.0.0.1", "::1"),
+        listen: Listen | None = None,
+    ) -> None:
+        self._host = host
+        self._clock: IReactorTime = reactor
+        self._listen = listen or listener(reactor)
+        self._publish_address = tuple(publish_address)
+        self._containers: dict[str, _Container] = {}
+        self._closing: set[Deferred[Any]] = set()
+        self._leaving: set[_Forward] = set()
+
+    # Changing the table.
+
+    def reserve(self, container: str, name: str, wanted: Iterable[Published]) -> Deferred[Reservation]:
+        """Open all local listeners that a container wants, and close those that it no longer does.
+
+        Fires when they listen. All or nothing: after a failure those that were opened by this call are closed again,
+        and those from before are as they were.
+
+        :param container: the full id.
+        :param name: for messages and status.
+        :raises PortUnavailable: one cannot be opened; in the daemon's words where the daemon has some.
+        """
+        return Deferred.fromCoroutine(self._reserve(container, name.lstrip("/"), tuple(dict.fromkeys(wanted))))
+
+    async def _reserve(self, container: str, name: str, wanted: tuple[Published, ...]) -> Reservation:
+        if self._closing:  # a port that is being closed may be among those to open
+            await DeferredList([_after(one) for one in self._closing], consumeErrors=True)
+        entry = self._containers.setdefault(container, _Container(name))
+        entry.name = name
+        missing = tuple(_NotForwarded(one, reason) for one in wanted if (reason := _unsupported(one)))
+        unsupported = {one.published for one in missing}
+        tcp = [one for one in wanted if one not in unsupported]
+        try:
+            opened = self._open_all(_Endpoint(container, name), [one for one in tcp if one not in entry.forwards])
+        except PortUnavailable as error:
+            failed = [_NotForwarded(one, str(error)) for one in tcp if one not in entry.forwards]
+            entry.missing = (*missing, *failed)
+            raise
+        for gone in entry.forwards.keys() - set(tcp):
+            self._shut(entry.forwards.pop(gone))
+        entry.forwards = {one: opened.get(one) or entry.forwards[one] for one in tcp}
+        entry.missing = missing
+        return Reservation(container, self._listeners(entry))
+
+    def attach(self, container: str, remote_ports: Mapping[str, int]) -> Deferred[None]:
+        """Say where a running container's ports lead; connections that waited go there now.
+
+        A port that the daemon does not publish (no network connects it at the moment) is closed here too, until it
+        is reserved again.
+
+        :param remote_ports: container port (``80/tcp``) -> port of the remote host's 127.0.0.1.
+        """
+        entry = self._containers.get(container)
+        for published, forward in list(entry.forwards.items()) if entry else ():
+            remote = remote_ports.get(published.key)
+            if remote is not None:
+                forward.lead_to(remote)
+                continue
+            assert entry is not None
+            self._shut(entry.forwards.pop(published))
+            reason = "the remote daemon does not publish it: the container is on no network that could"
+            entry.missing = (*entry.missing, _NotForwarded(published, reason))
+        return succeed(None)
+
+    def release(self, container: str) -> Deferred[None]:
+        """Close a container's listeners; fires when they are closed.
+
+        Its open connections are left to end by themselves: what the container sent last may still be on its way.
+        """
+        entry = self._containers.pop(container, None)
+        closing = [self._shut(forward) for forward in entry.forwards.values()] if entry else []
+        return DeferredList([_after(one) for one in closing], consumeErrors=True).addCallback(lambda _: None)
+
+    def stop(self) -> Deferred[None]:
+        """Close everything at once; fires when it is closed."""
+        forwards = [forward for entry in self._containers.values() for forward in entry.forwards.values()]
+        closing = [self.release(container) for container in list(self._containers)]
+        for forward in (*forwards, *self._leaving):
+            forward.abort()
+        return DeferredList(closing, consumeErrors=True).addCallback(lambda _: None)
+
+    # Looking at it.
+
+    def local(self, container: str) -> Listeners | None:
+        """Return where a container's ports are open here; None for a container that has no part in the table."""
+        entry = self._containers.get(container)
+        return None if entry is None else self._listeners(entry)
+
+    def holders(self, wanted: Iterable[Published]) -> frozenset[str]:
+        """Return the containers that have a local port open which one of ``wanted`` names."""
+        numbers = {number for one in wanted if one.first for number in range(one.first, one.last + 1)}
+        return frozenset(
+            container
+            for container, entry in self._containers.items()
+            if any(forward.port in numbers for forward in entry.forwards.values())
+        )
+
+    def status(self) -> tuple[ForwardStatus, ...]:
+        """Describe every published port, those that are not forwarded among them."""
+        return tuple(
+            status for container, entry in self._containers.items() for status in _entry_status(container, entry)
+        )
+
+    @staticmethod
+    def _listeners(entry: _Container) -> Listeners:
+        found: dict[str, list[Listener]] = {}
+        for published, forward in entry.forwards.items():
+            found.setdefault(published.key, []).append(Listener(published.host_ip, forward.port))
+        return {key: tuple(listeners) for key, listeners in found.items()}
+
+    # Opening and closing.
+
+    def _open_all(self, endpoint: _Endpoint, wanted: Sequence[Published]) -> dict[Published, _Forward]:
+        """Open the listeners of all, or of none."""
+        if len(wanted) > MAX_PORTS:
+            raise PortUnavailable(f"{endpoint.name} publishes {len(wanted)} ports; rda opens at most {MAX_PORTS}")
+        opened: dict[Published, _Forward] = {}
+        try:
+            for one in wanted:
+                opened[one] = self._open(endpoint, one)
+        except PortUnavailable:
+            for forward in opened.values():
+                self._shut(forward)
+            raise
+        return opened
+
+    def _open(self, endpoint: _Endpoint, published: Published) -> _Forward:
+        """Open the listeners of one published port, on the first number of its range that is free."""
+        numbers = range(published.first, published.last + 1) if published.first else (0,) * EPHEMERAL_ATTEMPTS
+        failure: CannotListenError | None = None
+        for number in numbers:
+            forward = _Forward(self._host, self._clock, published)
+            try:
+                self._open_at(forward, number)
+            except CannotListenError as error:
+                self._shut(forward)
+                failure = error
+                if _errno(error) != errno.EADDRINUSE:
+                    break
+            else:
+                return forward
+        assert failure is not None
+        raise _unavailable(endpoint, published, failure)
+
+    def _open_at(self, forward: _Forward, number: int) -> None:
+        """Open one port number on every address that is meant.
+
+        :param number: 0 for any free one: the first address decides, the others follow.
+        """
+        host_ip = forward.published.host_ip
+        factory = Factory()
+        factory.buildProtocol = forward.build  # type: ignore[assignment,method-assign]
+        factory.noisy = False
+        absent: CannotListenError | None = None
+        for address in (host_ip,) if host_ip else self._publish_address:
+            try:
+                port = self._listen(factory, address, forward.port or number)
+            except CannotListenError as error:
+                # A machine without IPv6 (or with one family only) has what it has; an address that the user named has
+                # to be there.
+                if host_ip or _errno(error) not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                absent = error
+                continue
+            forward.listening.append(port)
+            forward.addresses.append(address)
+            forward.port = forward.port or port.getHost().port  # type: ignore[attr-defined]
+        if not forward.listening and absent is not None:
+            raise absent
+
+    def _shut(self, forward: _Forward) -> Deferred[Any]:
+        """Close a forward's listeners, and remember that until it is done."""
+        closing = forward.shut()
+        self._leaving = {one for one in (*self._leaving, forward) if one.busy}
+        if not closing.called:
+            self._closing.add(closing)
+            closing.addBoth(self._closed, closing)
+        return closing
+
+    def _closed(self, result: Any, closing: Deferred[Any]) -> Any:
+        self._closing.discard(closing)
+        return result
+
+
+@dataclass(frozen=True)
+class _Endpoint:
+    """Whose port it is, as the daemon names it in errors."""
+
+    container: str
+    name: str
+
+
+def _entry_status(container: str, entry: _Container) -> Iterable[ForwardStatus]:
+    for forward in entry.forwards.values():
+        yield forward.status(container, entry.name)
+    for one in entry.missing:
+        yield ForwardStatus(
+            container, entry.name, one.published.key, _asked(one.published), "", "not forwarded", one.reason
+        )
+
+
+def _asked(published: Published) -> str:
+    """Name a local address that could not be opened, as the user asked for it."""
+    span = str(published.first) if published.first == published.last else f"{published.first}-{published.last}"
+    return _joined(shown_addresses(published.host_ip)[0], span)
+
+
+def _joined(address: str, port: int | str) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _unsupported(published: Published) -> str:
+    """Return why a published port cannot be forwarded at all, or ""."""
+    if published.protocol == "sctp":
+        return "SCTP does not pass through an SSH connection"
+    if published.protocol == "udp":
+        return "UDP is not forwarded"
+    return ""
+
+
+def _errno(error: CannotListenError) -> int | None:
+    return getattr(error.socketError, "errno", None)
+
+
+def _unavailable(endpoint: _Endpoint, published: Published, error: CannotListenError) -> PortUnavailable:
+    """Say why a port cannot be opened, in the daemon's words where the daemon has some."""
+    code = _errno(error)
+    if code == errno.EACCES:
+        return PortUnavailable(
+            f"rda may not open port {error.port} on {error.interface}: on this machine, ports below the number in the "
+            f"sysctl net.ipv4.ip_unprivileged_port_start need a privilege. Lower it to {error.port}, or give rda the "
+            "capability cap_net_bind_service, or publish on a higher port"
+        )
+    if code in (errno.EMFILE, errno.ENFILE):
+        return PortUnavailable(
+            f"rda has no file descriptor left to open port {error.port}: raise its limit (ulimit -n)"
+        )
+    shown = shown_addresses(published.host_ip)[0]
+    what = f"driver failed programming external connectivity on endpoint {endpoint.name} ({endpoint.container}): "
+    if code == errno.EADDRINUSE and published.first != published.last:
+        span = f"{published.first}-{published.last}"
+        return PortUnavailable(f"{what}all ports in the range {_joined(shown, span)} are already allocated")
+    if code == errno.EADDRINUSE:
+        return PortUnavailable(f"{what}Bind for {_joined(shown, error.port)} failed: port is already allocated")
+    reason = getattr(error.socketError, "strerror", None) or str(error.socketError)
+    family = "tcp6" if ":" in str(error.interface) else "tcp4"
+    at = _joined(str(error.interface), error.port)
+    return PortUnavailable(f"{what}Error starting userland proxy: listen {family} {at}: bind: {reason.lower()}")
+
+
+def _after(closing: Deferred[Any]) -> Deferred[None]:
+    """Return a Deferred of its own that fires when ``closing`` has ended, however it did."""
+    mine: Deferred[None] = Deferred()
+
+    def pass_on(result: Any) -> Any:
+        mine.callback(None)
+        return result
+
+    closing.addBoth(pass_on)
+    return mine

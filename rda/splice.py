@@ -1,0 +1,249 @@
+"""One accepted connection joined to one channel: bytes both ways, each direction ending on its own.
+
+Flow control is each transport's registered producer: while one side's buffer is full, the other side is not read.
+Nothing is read from the accepted connection before there is somewhere to send it to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IHalfCloseableProtocol,
+    IPushProducer,
+    IReactorTime,
+    IStreamClientEndpoint,
+)
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from rda.errors import ChannelRefused, RdaError
+
+__all__ = ["LINGER_SECONDS", "Splice"]
+
+#: How long what a vanished client has sent is still flushed to the channel, seconds.
+LINGER_SECONDS = 30.0
+
+
+@implementer(IPushProducer)
+class _Flow:
+    """A transport's reading side as the other one's producer, which outlives it.
+
+    A transport registered directly would be closed with the other one, throwing away what its own peer still reads.
+    """
+
+    __slots__ = ("_transport",)
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+
+    def pauseProducing(self) -> None:
+        self._transport.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        self._transport.resumeProducing()
+
+    def stopProducing(self) -> None:
+        """Do nothing: the splice ends both connections, each in its own way."""
+
+
+@implementer(IHalfCloseableProtocol)
+class _Far(Protocol):
+    """The channel's end."""
+
+    def __init__(self, splice: Splice) -> None:
+        self._splice = splice
+
+    def connectionMade(self) -> None:
+        assert self.transport is not None
+        self._splice.far_made(self.transport)
+
+    def dataReceived(self, data: bytes) -> None:
+        self._splice.far_data(data)
+
+    def readConnectionLost(self) -> None:
+        self._splice.far_ended()
+
+    def writeConnectionLost(self) -> None:
+        """The end of our input is on its way; there is nothing more to do."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._splice.far_lost(reason)
+
+
+@implementer(IHalfCloseableProtocol)
+class Splice(Protocol):
+    """The accepted end. Held, unread, until :meth:`join` says where it leads.
+
+    :param made: called with this once the connection is there.
+    :param ended: called with this once, when the connection is over.
+    :ivar bytes_in: from the client to the channel, so far; ``bytes_out``, the other way.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self, clock: IReactorTime, made: Callable[[Splice], object], ended: Callable[[Splice], object]
+    ) -> None:
+        self._clock = clock
+        self._made = made
+        self._ended = ended
+        self._far: Any = None
+        self._connecting: Deferred[Any] | None = None
+        self._near_half_closed = self._far_half_closed = False
+        self._near_over = self._far_over = False
+        self._cut: IDelayedCall | None = None
+        self.bytes_in = 0
+        self.bytes_out = 0
+
+    # What the forward asks for.
+
+    @property
+    def joined(self) -> bool:
+        """Whether this connection has somewhere to lead to."""
+        return self._connecting is not None or self._far is not None
+
+    def join(self, endpoint: IStreamClientEndpoint) -> None:
+        """Connect to where the accepted connection leads, and let the bytes flow."""
+        connecting = endpoint.connect(Factory.forProtocol(lambda: _Far(self)))
+        if self._far is None:
+            self._connecting = connecting
+        connecting.addErrback(self._not_joined)
+
+    def abort(self) -> None:
+        """End both sides at once, with a reset."""
+        if self._connecting is not None:
+            connecting, self._connecting = self._connecting, None
+            connecting.cancel()
+        if self._far is not None and not self._far_over:
+            self._far.abortConnection()
+        if not self._near_over:
+            self._abort_near()
+
+    def close(self) -> None:
+        """End a connection that leads nowhere, as a proxy does that finds nobody behind it."""
+        assert self.transport is not None
+        self.transport.loseConnection()
+
+    # The accepted side.
+
+    def connectionMade(self) -> None:
+        """Read nothing yet. An accepted connection may be idle for days, with its peer long gone: probe it."""
+        transport: Any = self.transport
+        transport.pauseProducing()
+        transport.setTcpNoDelay(True)
+        transport.setTcpKeepAlive(True)
+        self._made(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Pass on what the client sent."""
+        self.bytes_in += len(data)
+        self._far.write(data)
+
+    def readConnectionLost(self) -> None:
+        """The client has sent all: end the channel's input behind it."""
+        self._near_half_closed = True
+        if self._far is None or self._far_over:
+            self._lose_near()
+            return
+        self._far.unregisterProducer()
+        self._far.loseWriteConnection()
+        self._close_if_both_ended()
+
+    def writeConnectionLost(self) -> None:
+        """The client has been told of the end; what it still sends is passed on."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The client is gone: let what it sent before a proper end arrive, and drop the rest."""
+        self._near_over = True
+        if self._connecting is not None:
+            connecting, self._connecting = self._connecting, None
+            connecting.cancel()
+        if self._far is not None and not self._far_over:
+            self._far.unregisterProducer()
+            if self._near_half_closed or reason.check(ConnectionDone):
+                self._far.loseConnection()
+                self._cut = self._clock.callLater(LINGER_SECONDS, self._far.abortConnection)
+            else:
+                self._far.abortConnection()
+        self._ended(self)
+
+    # The channel's side.
+
+    def far_made(self, far: Any) -> None:
+        """The channel is open: join the two."""
+        self._far, self._connecting = far, None
+        near: Any = self.transport
+        if self._near_over:
+            far.abortConnection()
+            return
+        near.registerProducer(_Flow(far), True)
+        far.registerProducer(_Flow(near), True)
+        near.resumeProducing()
+
+    def far_data(self, data: bytes) -> None:
+        """Pass on what the container sent."""
+        if not self._near_over:
+            self.bytes_out += len(data)
+            assert self.transport is not None
+            self.transport.write(data)
+
+    def far_ended(self) -> None:
+        """The container has sent all: end the client's input behind it."""
+        self._far_half_closed = True
+        if self._near_over:
+            return
+        near: Any = self.transport
+        near.unregisterProducer()
+        if not self._close_if_both_ended():
+            near.loseWriteConnection()
+
+    def far_lost(self, reason: Failure) -> None:
+        """The channel is over. Only when it ended properly has the client seen all there was."""
+        self._far_over = True
+        if self._cut is not None and self._cut.active():
+            self._cut.cancel()
+        if self._near_over:
+            return
+        if reason.check(ConnectionDone):
+            self._lose_near()
+        else:
+            self._abort_near()
+
+    def _not_joined(self, failure: Failure) -> None:
+        """Nobody is there: end as Docker's proxy does; with the link gone, as a cut cable does."""
+        if self._connecting is None and failure.check(CancelledError):
+            return
+        self._connecting = None
+        if self._near_over:
+            return
+        if not failure.check(RdaError, CancelledError):
+            self._log.failure("A forwarded connection could not be joined", failure)
+        if failure.check(ChannelRefused):
+            self.close()
+        else:
+            self._abort_near()
+
+    def _close_if_both_ended(self) -> bool:
+        """Both directions have ended: a half-closed pair does not close by itself."""
+        if not (self._near_half_closed and self._far_half_closed):
+            return False
+        self._lose_near()
+        self._far.loseConnection()
+        return True
+
+    def _lose_near(self) -> None:
+        near: Any = self.transport
+        near.unregisterProducer()
+        near.loseConnection()
+
+    def _abort_near(self) -> None:
+        near: Any = self.transport
+        near.unregisterProducer()
+        near.abortConnection()
