@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IReactorTime, IStreamClientEndpoint
+from twisted.internet.task import deferLater
 
 from rda.errors import ChannelRefused, LinkDown
 from rda.ssh.channels import Connection, StreamChannel
@@ -27,6 +28,10 @@ MAX_WAITING = 256
 #: Seconds that a request waits for a session channel.
 SESSION_WAIT = 30.0
 
+#: Seconds after the end of a session during which the server may still count it, and between two attempts then.
+SETTLE_SECONDS = 0.5
+SETTLE_POLL = 0.05
+
 _SESSION = b"session"
 
 
@@ -34,12 +39,14 @@ class SessionConnection(Connection):
     """A connection service that knows how many session channels it has.
 
     :ivar session_limit: how many the server allows, as far as is known.
+    :ivar session_closed_at: when one was last closed, by the transport's clock.
     :ivar on_session_closed: called when one is closed.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.session_limit = MAX_SESSIONS
+        self.session_closed_at = float("-inf")
         self.on_session_closed: Callable[[], None] | None = None
 
     @property
@@ -47,11 +54,18 @@ class SessionConnection(Connection):
         """Session channels that are open or being opened."""
         return sum(1 for channel in self.channels.values() if channel.name == _SESSION)
 
+    @property
+    def confirmed_sessions(self) -> int:
+        """Session channels that the server has opened: at least so many it allows."""
+        return sum(1 for channel in self.channels.values() if channel.name == _SESSION and channel.open)
+
     def forget(self, channel: StreamChannel) -> None:
         """A channel is closed on both sides."""
         super().forget(channel)
-        if channel.name == _SESSION and self.on_session_closed is not None:
-            self.on_session_closed()
+        if channel.name == _SESSION:
+            self.session_closed_at = self.transport.clock.seconds()
+            if self.on_session_closed is not None:
+                self.on_session_closed()
 
 
 class SessionPool:
@@ -99,10 +113,23 @@ class SessionPool:
                 if not connection.closed:
                     raise
             except ChannelRefused as error:
-                # Code 0 is a refusal of the command itself. With no other session open it cannot be MaxSessions.
-                if not error.code or not connection.sessions or connection.session_limit <= 1:
-                    raise
-                connection.session_limit = min(connection.session_limit - 1, connection.sessions)
+                await self._refused(error, connection, deadline)
+
+    async def _refused(self, error: ChannelRefused, connection: SessionConnection, deadline: float) -> None:
+        """Learn from a refusal, if it was MaxSessions that spoke.
+
+        :raises ChannelRefused: it was not: what was asked for is refused itself.
+        """
+        confirmed, now = connection.confirmed_sessions, self._clock.seconds()
+        if not error.code or now >= deadline:
+            raise error  # code 0 is a refusal of the command, not of its channel
+        if now - connection.session_closed_at < SETTLE_SECONDS:
+            # sshd counts a session for a moment longer than it says, and does not tell when it stops to.
+            await deferLater(self._clock, SETTLE_POLL, lambda: None)
+        elif confirmed:
+            connection.session_limit = min(connection.session_limit, confirmed)
+        else:
+            raise error
 
     async def _wait(self, deadline: float) -> None:
         left = deadline - self._clock.seconds()
