@@ -31,6 +31,7 @@ from rda.errors import BadRequest, BodyTooLarge, HeadTooLarge, RdaError, Request
 from rda.proxy.relay import Exchange, RequestHead
 from rda.proxy.tunnel import Tunnel, hung_up
 from rda.proxy.wire import Chunked, WireError, tokens
+from rda.sockets import send_now
 
 if TYPE_CHECKING:
     from rda.proxy.server import DockerSite
@@ -439,7 +440,7 @@ class DockerRequest(server.Request):
     def write(self, data: bytes) -> None:
         """Send bytes of the answer: as they are for a relayed one."""
         if self.exchange is not None:
-            self.channel.transport.write(data)
+            send_now(self.channel.transport, data)
         else:
             super().write(data)
 

@@ -24,6 +24,7 @@ from rda.errors import DaemonUnreachable, RdaError
 from rda.proxy.limits import Limits
 from rda.proxy.tunnel import Tunnel
 from rda.proxy.wire import AnswerHead, Framing, HeadReader, UntilClose, WireError
+from rda.sockets import send_now
 
 __all__ = ["AnswerReceiver", "DaemonConnection", "DaemonPool"]
 
@@ -108,7 +109,7 @@ class DaemonConnection(Protocol):
 
     def write(self, data: bytes) -> None:
         """Send bytes of the request."""
-        self.transport.write(data)  # type: ignore[union-attr]
+        send_now(self.transport, data)
 
     def end_of_input(self) -> None:
         """Tell the daemon that the client half-closed its connection."""

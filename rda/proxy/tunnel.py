@@ -11,6 +11,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from rda.errors import RdaError
+from rda.sockets import send_now
 
 __all__ = ["ClientEnd", "Flow", "Tunnel", "hung_up"]
 
@@ -116,7 +117,7 @@ class Tunnel:
     def from_client(self, data: bytes) -> None:
         """Pass on what the client sent."""
         self.to_daemon += len(data)
-        self._daemon.write(data)
+        send_now(self._daemon, data)
 
     def from_daemon(self, data: bytes) -> None:
         """Pass on what the daemon sent."""
@@ -124,7 +125,7 @@ class Tunnel:
             self._early.append(data)
             return
         self.to_client += len(data)
-        self._client.transport.write(data)
+        send_now(self._client.transport, data)
 
     def client_ended(self) -> None:
         """The client closed its sending half, or everything: end the daemon's input."""
