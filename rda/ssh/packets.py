@@ -28,6 +28,9 @@ SEQUENCE_MASK = 0xFFFF_FFFF
 #: Bytes decrypted before a fresh buffer is taken: what a 256 KiB read and the tail of the one before can hold.
 _READ_BUFFER = 640 * 1024
 
+#: Bytes of new data that are copied to complete a packet that was cut in two: a packet of 32 KiB and its surroundings.
+_STITCH = 33 * 1024
+
 #: Bytes of packets after which the writer wants to be emptied (:attr:`PacketWriter.full`): as much as the reactor
 #: takes from a socket in one read, so that the buffer of a batch stays in the processor's cache.
 WRITE_BATCH = 256 * 1024
@@ -68,16 +71,39 @@ class PacketReader:
         self._inflate: zlib._Decompress | None = None
         self._data = memoryview(b"")
         self._offset = 0
+        self._fed = b""  # what _data holds the beginning of, behind _rest_size bytes that came earlier
+        self._rest_size = 0
         self._length = -1  # of the packet at _offset, when it has been read already
         self._plain = memoryview(bytearray(_READ_BUFFER))
         self._used = 0
 
     def feed(self, data: bytes) -> None:
-        """Take bytes from the wire. What is left of the ones before is kept: at most one packet, less than its end."""
-        offset = self._offset
-        rest = self._data[offset:]
-        self._data = memoryview(b"".join((rest, data)) if len(rest) else data)
+        """Take bytes from the wire."""
+        self._leave_stitch()
+        rest = self._data[self._offset :]
         self._offset = 0
+        if not len(rest):
+            self._data = memoryview(data)
+            return
+        # The packet that was cut in two is put together with a little of what follows, not with all of it: that would
+        # copy every byte once more.
+        self._data = memoryview(b"".join((rest, data[:_STITCH])))
+        if len(data) > _STITCH:
+            self._rest_size = len(rest)
+            self._fed = data
+
+    def _leave_stitch(self) -> bool:
+        """Go on in the data that the stitched piece was cut from; False when there is none."""
+        data, self._fed = self._fed, b""
+        if not data:
+            return False
+        if self._offset >= self._rest_size:
+            self._data = memoryview(data)
+            self._offset -= self._rest_size
+        else:  # the packet is longer than the stitched piece
+            self._data = memoryview(b"".join((self._data[self._offset : self._rest_size], data)))
+            self._offset = 0
+        return True
 
     def change_keys(self, opener: Opener, restart: bool) -> None:
         """Read what follows with another protection.
@@ -103,7 +129,7 @@ class PacketReader:
         length = self._length
         if length < 0:
             if len(data) - offset < opener.prefix:
-                return False
+                return self._leave_stitch() and self.next()
             length = opener.length(self.sequence, data[offset:])
             # Padding length, message number and four bytes of padding is the least there can be.
             if not 6 <= length <= MAX_PACKET or (length + opener.counted) % opener.align:
@@ -111,7 +137,7 @@ class PacketReader:
         following = offset + 4 + length + opener.tail
         if following > len(data):
             self._length = length
-            return False
+            return self._leave_stitch() and self.next()
         plain = self._room(length)
         try:
             opener.open(self.sequence, data[offset:following], plain)
@@ -220,9 +246,9 @@ class PacketWriter:
         """Whether it is time to :meth:`take`; there is room for one more packet even then."""
         return self.pending >= WRITE_BATCH
 
-    def take(self) -> bytes:
-        """Return, and forget, what has gathered."""
-        taken = bytes(self._out[: self.pending])
+    def take(self) -> memoryview:
+        """Return, and forget, what has gathered: a view that is valid until the next :meth:`put`."""
+        taken = self._out[: self.pending]
         self.pending = 0
         return taken
 

@@ -19,14 +19,12 @@ What differs from Conch, and why:
   one read reaches each channel in one piece, and all packets that are sent meanwhile leave with one write.
 * The socket's back-pressure reaches the channels (:attr:`ClientTransport.may_send`); nothing piles up here.
 
-Bytes leave through ``transport.write`` and nothing else, so that the transport may as well be a channel of another SSH
-connection (a jump host) or a process (ProxyCommand). Writing to the socket directly would save a copy, and was found to
-gain little once a batch leaves with one write.
+Bytes leave through ``transport.write``, or :func:`rda.sockets.send_now` where that is a socket; the transport may as
+well be a channel of another SSH connection (a jump host) or a process (ProxyCommand).
 """
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,10 +41,13 @@ from zope.interface import implementer
 
 from rda import __version__
 from rda.errors import HostKeyRefused, LinkDown, LoginFailed, RdaError
+from rda.sockets import send_now
 from rda.ssh import ciphers as protection
 from rda.ssh import kex
 from rda.ssh.channels import MSG_CHANNEL_DATA, Connection
-from rda.ssh.keys import CERTIFICATE_SUFFIX, KeyUnreadable, fingerprint, key_type, public_key
+from rda.ssh.ciphers import Opener
+from rda.ssh.exchange import ClientExchange, OutOfOrder, Stage, WrongSignature
+from rda.ssh.keys import fingerprint
 from rda.ssh.packets import MalformedPacket, PacketReader, PacketWriter
 
 __all__ = ["Algorithms", "ClientTransport", "HostKeys", "Options"]
@@ -102,12 +103,11 @@ _MALFORMED = (struct.error, IndexError, KeyError, ValueError, TypeError)
 
 
 class HostKeys(Protocol):
-    """Who the server has to be.
+    """Who the server has to be."""
 
-    :ivar algorithms: host key algorithms to offer, best first.
-    """
-
-    algorithms: Sequence[bytes]
+    @property
+    def algorithms(self) -> Sequence[bytes]:
+        """Host key algorithms to offer, best first; looked at once for each connection."""
 
     def verify(self, blob: bytes, fingerprint: str) -> Deferred[None]:
         """Fire when the key, which the server has proved to own, is to be trusted.
@@ -152,7 +152,7 @@ class Algorithms:
     strict: bool
 
 
-class _ProtocolError(Exception):
+class ProtocolError(Exception):
     """The peer broke the rules; the code is one of RFC 4253, section 11.1."""
 
     def __init__(self, message: str, code: int = conch.DISCONNECT_PROTOCOL_ERROR) -> None:
@@ -210,23 +210,15 @@ class ClientTransport(conch.SSHClientTransport):
         self._reason: RdaError | None = None
         self._ended = False  # nothing is parsed or sent any more
         self._is_ready = False
-        self._timer: IDelayedCall | None = None  # ends a handshake or rekey that takes too long
-        self._rekey_timer: IDelayedCall | None = None
-        self._reset_exchange()
+        self._timers: dict[str, IDelayedCall] = {}
         self._strict = False
-        self._agreement: kex.Agreement | None = None
-        self._trusted_key = b""
-        self._compressing = False
-
-    def _reset_exchange(self) -> None:
-        self._our_proposal: kex.Proposal | None = None
-        self._our_kexinit = b""
-        self._their_kexinit = b""
-        self._exchange: kex.KeyExchange | None = None
-        self._next_opener: protection.Opener | None = None
-        self._ignore_guess = False
+        self._exchange: ClientExchange | None = None  # from our KEXINIT to the server's NEWKEYS
+        self._next_opener: Opener | None = None
         self._held = False  # nothing is parsed while the host key is being verified
         self._blocked: list[tuple[int, bytes]] | None = None  # a list from our KEXINIT to our NEWKEYS
+        self._host_key_algorithms: tuple[bytes, ...] = ()
+        self._trusted_key = b""
+        self._compressing = False
 
     # -- life
 
@@ -238,17 +230,15 @@ class ClientTransport(conch.SSHClientTransport):
             # A larger read means more packets in one batch: fewer, larger deliveries.
             self.transport.bufferSize = SOCKET_BUFFER
         self.transport.registerProducer(self, True)
-        self._timer = self.clock.callLater(self._options.handshake_seconds, self._too_slow, "log in")
+        self._start_timer("handshake", self._options.handshake_seconds, lambda: self._too_slow("log in"))
         self.transport.write(self.ourVersionString + b"\r\n")
         self.sendKexInit()
 
     def connectionLost(self, reason: Failure | None = None) -> None:
         """Tell everybody that waits for something."""
         self._ended = True
-        for timer in (self._timer, self._rekey_timer):
-            if timer is not None and timer.active():
-                timer.cancel()
-        self._timer = self._rekey_timer = None
+        for name in list(self._timers):
+            self._stop_timer(name)
         if self._reason is None:
             self._reason = LinkDown(f"The SSH connection to {self._peer()} was lost: {_text_of(reason)}.")
         self._blocked = None
@@ -297,14 +287,27 @@ class ClientTransport(conch.SSHClientTransport):
         """Stop parsing and sending, and close what we run over once it has taken what was written."""
         self._batching = 0
         if self._writer.pending:
-            self.transport.write(self._writer.take())
+            self.transport.write(bytes(self._writer.take()))
         self._ended = True
-        if self._timer is not None and self._timer.active():
-            self._timer.cancel()
-        self._timer = self.clock.callLater(CLOSE_SECONDS, self.abortConnection)
+        self._start_timer("close", CLOSE_SECONDS, self.abortConnection)
         # A producer that never finishes would keep some transports from closing.
         self.transport.unregisterProducer()
         self.transport.loseConnection()
+
+    def _start_timer(self, name: str, seconds: float, then: Callable[[], None]) -> None:
+        """Call ``then`` in so many seconds; a timer of that name that runs already is stopped."""
+
+        def due() -> None:
+            del self._timers[name]
+            then()
+
+        self._stop_timer(name)
+        self._timers[name] = self.clock.callLater(seconds, due)
+
+    def _stop_timer(self, name: str) -> None:
+        timer = self._timers.pop(name, None)
+        if timer is not None:
+            timer.cancel()
 
     def _cancelled(self, ready: Deferred[Connection]) -> None:
         self._is_ready = True
@@ -312,7 +315,6 @@ class ClientTransport(conch.SSHClientTransport):
         ready.errback(CancelledError())
 
     def _too_slow(self, what: str) -> None:
-        self._timer = None
         # The peer does not answer: waiting for it to take a disconnect message would be waiting again.
         self._reason = self._reason or LinkDown(f"{self._peer()} took too long to {what}.")
         self.abortConnection()
@@ -383,7 +385,7 @@ class ClientTransport(conch.SSHClientTransport):
     def flush(self) -> None:
         """Hand what has gathered to the socket."""
         if self._writer.pending and not self._ended:
-            self.transport.write(self._writer.take())
+            send_now(self.transport, self._writer.take())
             if self._writer.octets > self._options.rekey_bytes or self._writer.packets > REKEY_PACKETS:
                 self._rekey()
 
@@ -406,7 +408,7 @@ class ClientTransport(conch.SSHClientTransport):
             elif not self._read_version(data):
                 return
             self._read_packets()
-        except _ProtocolError as error:
+        except ProtocolError as error:
             self._broken(str(error), error.code)
         finally:
             self._unbatch()
@@ -426,7 +428,7 @@ class ClientTransport(conch.SSHClientTransport):
                 return True
             self._banner_bytes += len(line) + 1
         if self._banner_bytes + len(self._early) > MAX_BANNER:
-            raise _ProtocolError("no SSH version in the first 64 KiB")
+            raise ProtocolError("no SSH version in the first 64 KiB")
         return False
 
     _banner_bytes = 0
@@ -434,7 +436,7 @@ class ClientTransport(conch.SSHClientTransport):
     def _take_version(self, line: bytes) -> None:
         shown = line[:MAX_VERSION_LINE].decode("ascii", "backslashreplace")
         if len(line) > MAX_VERSION_LINE or not line.startswith((b"SSH-2.0-", b"SSH-1.99-")):
-            raise _ProtocolError(f"unsupported version {shown}", conch.DISCONNECT_PROTOCOL_VERSION_NOT_SUPPORTED)
+            raise ProtocolError(f"unsupported version {shown}", conch.DISCONNECT_PROTOCOL_VERSION_NOT_SUPPORTED)
         self.gotVersion = True
         self.otherVersionString = line
         self.server_version = shown
@@ -451,7 +453,7 @@ class ClientTransport(conch.SSHClientTransport):
                     sink = sinks.get(number)
                     if sink is not None:
                         if size + 9 > len(body) or not sink.accepts(size):
-                            raise _ProtocolError("channel data beyond its window")
+                            raise ProtocolError("channel data beyond its window")
                         if sink.gather(body[9 : 9 + size]):
                             touched.append(sink)
                         continue
@@ -460,7 +462,7 @@ class ClientTransport(conch.SSHClientTransport):
                 self._dispatch(body[0], bytes(body[1:]))
         except MalformedPacket as error:
             code = conch.DISCONNECT_MAC_ERROR if error.tampered else conch.DISCONNECT_PROTOCOL_ERROR
-            raise _ProtocolError(str(error), code) from None
+            raise ProtocolError(str(error), code) from None
         finally:
             self._deliver(touched)
             reader.rewind()
@@ -475,27 +477,29 @@ class ClientTransport(conch.SSHClientTransport):
 
     def _dispatch(self, number: int, payload: bytes) -> None:
         """Let the right method see one message, if it may come now."""
-        if self._their_kexinit or self.algorithms is None:
+        if self.algorithms is None or (self._exchange is not None and self._exchange.stage is not Stage.PROPOSED):
             self._check_order(number)
         try:
             self.dispatchMessage(number, payload)
+        except ProtocolError:
+            raise
+        except (kex.Malformed, OutOfOrder, WrongSignature) as error:
+            raise ProtocolError(str(error), conch.DISCONNECT_KEY_EXCHANGE_FAILED) from None
         except _MALFORMED as error:
             self._log.debug("malformed message {number}: {error!r}", number=number, error=error)
-            raise _ProtocolError(f"message {number} is malformed") from None
-        except _ProtocolError:
-            raise
+            raise ProtocolError(f"message {number} is malformed") from None
         except Exception:
             self._log.failure("message {number} could not be processed", number=number)
-            raise _ProtocolError(f"message {number} could not be processed") from None
+            raise ProtocolError(f"message {number} could not be processed") from None
 
     def _check_order(self, number: int) -> None:
         """During a key exchange, refuse what may not come (RFC 4253, section 7.1; OpenSSH's PROTOCOL, section 1.10)."""
         if number in _EXCHANGE_ONLY:
             return
         if self.algorithms is None and self._strict:
-            raise _ProtocolError(f"message {number} during the first key exchange")
+            raise ProtocolError(f"message {number} during the first key exchange")
         if number not in _TRANSPORT_NOISE:
-            raise _ProtocolError(f"message {number} during a key exchange")
+            raise ProtocolError(f"message {number} during a key exchange")
 
     def sendUnimplemented(self) -> None:
         """Say that the message being processed is not understood, by its number."""
@@ -506,11 +510,13 @@ class ClientTransport(conch.SSHClientTransport):
     def sendKexInit(self) -> None:
         """Begin a key exchange, or answer the server's beginning of one (RFC 4253, section 7.1)."""
         offered = self._options
+        if not self._host_key_algorithms:
+            self._host_key_algorithms = tuple(self._host_keys.algorithms)
         markers = () if self.sessionID else (kex.EXT_INFO_CLIENT, kex.STRICT_CLIENT)
         compressions = (b"zlib@openssh.com", b"none") if offered.compression else (b"none",)
-        self._our_proposal = kex.Proposal(
+        proposal = kex.Proposal(
             offered.exchanges + markers,
-            tuple(self._host_keys.algorithms),
+            self._host_key_algorithms,
             offered.ciphers,
             offered.ciphers,
             offered.macs,
@@ -518,106 +524,54 @@ class ClientTransport(conch.SSHClientTransport):
             compressions,
             compressions,
         )
-        message = self._our_proposal.encode(os.urandom(kex.COOKIE_SIZE))
-        self._our_kexinit = bytes((conch.MSG_KEXINIT,)) + message
-        self.sendPacket(conch.MSG_KEXINIT, message)
+        self._exchange = ClientExchange(proposal, self.ourVersionString)
+        self.sendPacket(conch.MSG_KEXINIT, self._exchange.message[1:])
         self._blocked = []
+        if self.sessionID:
+            self._start_timer("exchange", REKEY_TIMEOUT, lambda: self._too_slow("agree on new keys"))
 
     def _rekey(self) -> None:
         """Begin a key exchange of our own, unless one is under way or it is too early."""
-        if self._our_kexinit or self._their_kexinit or self._ended or self.service is not self.connection:
-            return
-        self._timer = self.clock.callLater(REKEY_TIMEOUT, self._too_slow, "agree on new keys")
-        self.sendKexInit()
+        if self._exchange is None and not self._ended and self.service is self.connection:
+            self.sendKexInit()
 
     def ssh_KEXINIT(self, packet: bytes) -> None:
-        """The server's proposal: agree, and send our half of the exchange."""
-        if self._their_kexinit:
-            raise _ProtocolError("a second KEXINIT in one key exchange")
-        first = self.sessionID is None
-        try:
-            theirs = kex.Proposal.parse(packet)
-        except kex.Malformed as error:
-            raise _ProtocolError(str(error)) from None
-        if first:
-            self._strict = kex.STRICT_SERVER in theirs.exchanges
-            if self._strict and self._reader.sequence != 1:
-                raise _ProtocolError("a message before the first KEXINIT")
-        self._their_kexinit = bytes((conch.MSG_KEXINIT,)) + packet
-        if not self._our_kexinit:
-            self._timer = self.clock.callLater(REKEY_TIMEOUT, self._too_slow, "agree on new keys")
+        """The server's proposal: agree, and send our half of the secret."""
+        if self._exchange is None:
             self.sendKexInit()
-        assert self._our_proposal is not None
+        assert self._exchange is not None
+        self._exchange.their_version = self.otherVersionString
         try:
-            agreed = kex.negotiate(self._our_proposal, theirs)
+            half = self._exchange.receive_proposal(packet)
         except kex.Disagreement as error:
             # A person has to change something on one of the two sides: trying again would not.
             reason = LoginFailed(f"rda cannot talk to the SSH server at {self._peer()}: {error}.")
             self.fail(reason, conch.DISCONNECT_KEY_EXCHANGE_FAILED)
             return
-        self._agreement = agreed
-        self._ignore_guess = agreed.guessed_wrong
-        self._exchange = kex.EXCHANGES[agreed.exchange]()
-        self.sendPacket(conch.MSG_KEXDH_INIT, self._exchange.public)
+        if self.sessionID is None:
+            self._strict = kex.STRICT_SERVER in self._exchange.theirs.exchanges
+            if self._strict and self._reader.sequence != 1:
+                raise ProtocolError("a message before the first KEXINIT")
+        self.sendPacket(conch.MSG_KEXDH_INIT, half)
 
     def ssh_KEX_DH_GEX_GROUP(self, packet: bytes) -> None:
         """The server's half, for every method that is offered: message 31 is only *named* after another one."""
-        exchange, agreed = self._exchange, self._agreement
-        if exchange is None or agreed is None or self._held:
-            raise _ProtocolError("a key exchange reply that nobody waits for")
-        if self._ignore_guess:
-            self._ignore_guess = False
-            return
-        blob, rest = getNS(packet)
-        try:
-            public, secret, rest = exchange.finish(rest)
-        except kex.Malformed as error:
-            raise _ProtocolError(str(error), conch.DISCONNECT_KEY_EXCHANGE_FAILED) from None
-        signature, _ = getNS(rest)
-        exchanged = kex.Exchanged(
-            self.ourVersionString,
-            self.otherVersionString,
-            self._our_kexinit,
-            self._their_kexinit,
-            blob,
-            exchange.public,
-            public,
-            secret,
-        )
-        digest = kex.exchange_hash(exchange.hash_name, exchanged)
-        self._check_signature(blob, agreed.host_key, signature, digest)
-        self._exchange = None
-        self._verify_host(blob, lambda: self._use_keys(agreed, exchange.hash_name, secret, digest))
+        exchange = self._exchange
+        if exchange is None:
+            raise ProtocolError("a key exchange reply outside of a key exchange")
+        if exchange.receive_reply(packet):
+            self._verify_host(exchange)
 
     def ssh_KEX_DH_GEX_REPLY(self, packet: bytes) -> None:
         """Group exchange is not offered."""
-        raise _ProtocolError("a group exchange reply that nobody waits for")
+        raise ProtocolError("a group exchange reply that nobody waits for")
 
-    def _check_signature(self, blob: bytes, algorithm: bytes, signature: bytes, digest: bytes) -> None:
-        """See that the server owns the key, and that key and signature are of the kind that was agreed on."""
-        expected = algorithm.removesuffix(CERTIFICATE_SUFFIX)
-        kind = b"ssh-rsa" if expected in (b"rsa-sha2-256", b"rsa-sha2-512") else expected
-        certified = CERTIFICATE_SUFFIX if algorithm.endswith(CERTIFICATE_SUFFIX) else b""
-        try:
-            good = (
-                key_type(blob) == kind + certified
-                and getNS(signature)[0] == expected
-                and public_key(blob).verify(signature, digest)
-            )
-        except (KeyUnreadable, *_MALFORMED):
-            good = False
-        if not good:
-            raise _ProtocolError(
-                "the signature of its host key is wrong (is somebody between rda and the server?)",
-                conch.DISCONNECT_KEY_EXCHANGE_FAILED,
-            )
-
-    def _verify_host(self, blob: bytes, go_on: Callable[[], None]) -> None:
+    def _verify_host(self, exchange: ClientExchange) -> None:
         """Ask whether this key is to be trusted; meanwhile nothing is parsed, and the socket is not read."""
         if self.sessionID is not None:
-            if blob != self._trusted_key:
-                raise _ProtocolError("another host key in the middle of the connection")
-            go_on()
+            if exchange.host_key != self._trusted_key:
+                raise ProtocolError("another host key in the middle of the connection")
+            self._use_keys(exchange)
             return
         self._held = True
         self.transport.pauseProducing()
@@ -626,93 +580,77 @@ class ClientTransport(conch.SSHClientTransport):
             if self._ended:
                 return
             self._held = False
-            self._trusted_key = blob
-            self._batching += 1
-            try:
-                go_on()
-                self.transport.resumeProducing()
-                self._read_packets()
-            except _ProtocolError as error:
-                self._broken(str(error), error.code)
-            finally:
-                self._unbatch()
+            self._trusted_key = exchange.host_key
+            self._use_keys(exchange)
+            self.transport.resumeProducing()
+            self.dataReceived(b"")
 
         def refused(failure: Failure) -> None:
-            if not failure.check(RdaError):
-                self._log.failure("the host key could not be verified", failure)
-                reason: RdaError = HostKeyRefused(f"The host key of {self._peer()} could not be verified.")
+            if failure.check(RdaError):
+                reason: RdaError = failure.value  # type: ignore[assignment]
             else:
-                reason = failure.value  # type: ignore[assignment]
+                self._log.failure("the host key could not be verified", failure)
+                reason = HostKeyRefused(f"The host key of {self._peer()} could not be verified: an internal error.")
             # Closing needs the socket to be read: that is how the peer's end is noticed.
             self.transport.resumeProducing()
             self.fail(reason, conch.DISCONNECT_HOST_KEY_NOT_VERIFIABLE)
 
-        verified = self._host_keys.verify(blob, fingerprint(blob))
+        verified = self._host_keys.verify(exchange.host_key, fingerprint(exchange.host_key))
         verified.addCallbacks(trusted, refused)
         verified.addErrback(lambda failure: self._log.failure("after the key exchange", failure))
 
-    def _use_keys(self, agreed: kex.Agreement, hash_name: str, secret: bytes, digest: bytes) -> None:
+    def _use_keys(self, exchange: ClientExchange) -> None:
         """Send NEWKEYS, and from there on use the new keys; the other direction follows with the server's NEWKEYS."""
         if self.sessionID is None:
-            self.sessionID = digest
-        derive = kex.derive(hash_name, secret, digest, self.sessionID)
-        self._next_opener = protection.opener(agreed.cipher_in, agreed.mac_in, derive)
+            self.sessionID = exchange.digest
+        sealer, self._next_opener = exchange.protections(self.sessionID)
         self.sendPacket(conch.MSG_NEWKEYS, b"")
-        self._writer.change_keys(protection.sealer(agreed.cipher_out, agreed.mac_out, derive), self._strict)
+        self._writer.change_keys(sealer, self._strict)
         if self._compressing:
-            self._writer.compressed(agreed.compression_out != b"none")
-        self._our_kexinit = b""
+            self._writer.compressed(exchange.agreed.compression_out != b"none")
         blocked, self._blocked = self._blocked, None
         for number, payload in blocked or ():
             self.sendPacket(number, payload)
+        self._let_channels_send()
 
     def ssh_NEWKEYS(self, packet: bytes) -> None:
         """From here on the server uses the new keys."""
-        agreed, opener = self._agreement, self._next_opener
-        if opener is None or agreed is None or packet:
-            raise _ProtocolError("NEWKEYS at a wrong time")
+        exchange, opener = self._exchange, self._next_opener
+        if exchange is None or opener is None or packet:
+            raise ProtocolError("NEWKEYS at a wrong time")
+        self._exchange = self._next_opener = None
         self._reader.change_keys(opener, self._strict)
         if self._compressing:
-            self._reader.compressed(agreed.compression_in != b"none")
+            self._reader.compressed(exchange.agreed.compression_in != b"none")
         first = self.algorithms is None
-        self.algorithms = _describe(agreed, self._strict)
-        self._reset_exchange()
-        self._schedule_rekey()
+        self.algorithms = _describe(exchange.agreed, self._strict)
+        self._stop_timer("exchange")
+        self._start_timer("rekey", self._options.rekey_seconds, self._rekey)
         if first:
             self._authenticate(self, self.connection)
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._let_channels_send()
-
-    def _schedule_rekey(self) -> None:
-        if self._rekey_timer is not None and self._rekey_timer.active():
-            self._rekey_timer.cancel()
-        self._rekey_timer = self.clock.callLater(self._options.rekey_seconds, self._rekey)
 
     # -- services
 
     def setService(self, service: SSHService) -> None:
         """Start a service. The connection service is started by the end of the login, which also starts compression."""
         starts = service is self.connection and self.service is not service
-        if starts and self._agreement is not None:
+        if starts:
+            # OpenSSH's delayed compression: not before somebody is who they say they are.
             self._compressing = True
-            self._writer.compressed(self._agreement.compression_out != b"none")
-            self._reader.compressed(self._agreement.compression_in != b"none")
+            compression = self.algorithms is not None and self.algorithms.compression != "none"
+            self._writer.compressed(compression)
+            self._reader.compressed(compression)
         super().setService(service)
         if starts and not self._is_ready:
             self._is_ready = True
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
+            self._stop_timer("handshake")
             self.ready.callback(self.connection)
 
     def ssh_SERVICE_ACCEPT(self, packet: bytes) -> None:
         """The server starts the service that was asked for."""
         wanted = getattr(self, "instance", None)
         if wanted is None or (packet and getNS(packet)[0] != wanted.name):
-            raise _ProtocolError("a service was accepted that nobody asked for")
+            raise ProtocolError("a service was accepted that nobody asked for")
         del self.instance
         self.setService(wanted)
 
