@@ -15,7 +15,7 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from rda.errors import CommandFailed, LinkDown
+from rda.errors import ChannelRefused, CommandFailed, LinkDown
 from rda.interfaces import Attributes, IRemoteFiles, IRemoteHost
 from rda.ssh.sftp import SFTPFiles
 
@@ -222,9 +222,12 @@ class DirectoryHost:
                 files.close_everything()
 
     def command(self, command: bytes) -> IStreamClientEndpoint:
+        return _NoCommands()
+
+    def docker(self) -> IStreamClientEndpoint:
         raise NotImplementedError
 
-    docker = socket = tcp = command
+    socket = tcp = docker
 
     def when_connected(self) -> Deferred[None]:
         return succeed(None)
@@ -265,6 +268,14 @@ class _Pipes(ProcessProtocol):
             message = f"{self._name}: {self._errors.decode(errors='replace')}"
             reason = Failure(CommandFailed(message, value.exitCode))
         self._protocol.connectionLost(reason)
+
+
+@implementer(IStreamClientEndpoint)
+class _NoCommands:
+    """A host for file transfers only."""
+
+    def connect(self, factory: Any) -> Deferred[Any]:
+        return fail(ChannelRefused("this host runs no commands", 1))
 
 
 @implementer(IStreamClientEndpoint)

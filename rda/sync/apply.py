@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from rda.interfaces import IRemoteFiles
-from rda.sync import content
+from rda.sync import bulk, content, large
+from rda.sync.bulk import Bulk, InThread
+from rda.sync.large import Progress
 from rda.sync.manifest import Manifest
 from rda.sync.plan import Plan, Put
 from rda.sync.remote import OPERATIONS_AT_ONCE, RemoteTree, blocked, each, gather
-from rda.sync.tree import OWNER_KEEPS_ACCESS, Entry, Kind, depth, lineage, parent, printable
+from rda.sync.tree import OWNER_KEEPS_ACCESS, Entry, Kind, depth, lineage, parent, printable, topmost
 
 #: Files up to this size are read whole, many at a time.
 SMALL = 256 * 1024
@@ -35,25 +36,20 @@ BATCH_BYTES = 1024 * 1024
 #: Batches under way at once: 256 files in flight cover a round trip of 40 ms; at most 4 MiB of content in memory.
 BATCHES_AT_ONCE = 4
 
-#: Large files under way at once, and how much of each is read ahead.
+#: Large files under way at once.
 LARGE_AT_ONCE = 2
-PIECE = 1024 * 1024
-PIECES_AHEAD = 4
+
+#: What is read at once of two files that are compared (the server may give less).
+COMPARED = 256 * 1024
+
+#: A disk with fewer bytes left than this is called full.
+FULL_BELOW = 1024 * 1024
 
 #: Results are written to the manifest when so many have come together, and at the end.
 RESULTS_AT_ONCE = 256
 
 #: Conflict copies that one pass reports by name.
 CONFLICTS_SHOWN = 100
-
-InThread = Callable[..., Deferred[Any]]
-
-
-class IBulk(Protocol):
-    """A faster way for the content of many small files into the stage."""
-
-    async def stage(self, puts: Sequence[Put]) -> list[tuple[Put, Staged | content.Unreadable | None]]:
-        """Send them; raises RdaError when that did not work as a whole."""
 
 
 @dataclass(frozen=True)
@@ -80,22 +76,12 @@ class Outcome:
     again: set[bytes] = field(default_factory=set)
 
 
-class Progress(Protocol):
-    """Told how far a plan is."""
-
-    files_done: int
-    bytes_done: int
-
-    def check(self) -> None:
-        """Raise an RdaError when no more should be done."""
-
-
 class Apply:
     """Carries out one plan.
 
     :param root: of the local tree.
     :param in_thread: runs a blocking function in a thread and fires with its result.
-    :param bulk: a faster way for many small files, if the remote has one.
+    :param sender: what the remote's own commands do faster, where it runs any.
     """
 
     def __init__(
@@ -105,7 +91,7 @@ class Apply:
         manifest: Manifest,
         in_thread: InThread,
         progress: Progress,
-        bulk: IBulk | None = None,
+        sender: Bulk,
     ) -> None:
         self._root = root
         self._remote = remote
@@ -113,7 +99,8 @@ class Apply:
         self._manifest = manifest
         self._in_thread = in_thread
         self._progress = progress
-        self._bulk = bulk
+        self._bulk = sender
+        self._sender = large.Sender(remote.files, in_thread, progress, sender.copy)
         self.outcome = Outcome()
         self._put_results: list[tuple[bytes, Entry, bytes | None]] = []
         self._removed: list[bytes] = []
@@ -134,6 +121,7 @@ class Apply:
             if plan.clear or plan.make:
                 await self._guarded()
             await self._by_depth(plan.clear, self._remove)
+            plan = await self._send_bulk(plan)
             await self._by_depth(plan.make, self._make)
             await self._put_all(plan.put)
             await each(plan.link, OPERATIONS_AT_ONCE, self._link)
@@ -183,7 +171,9 @@ class Apply:
         if error.errno in (errno.EIO, errno.ENOSPC):
             if self._full is None:
                 free = await self._files.space(self._remote.stage)
-                self._full = f"the remote disk is full ({free} bytes free)" if free is not None and free < PIECE else ""
+                self._full = (
+                    f"the remote disk is full ({free} bytes free)" if free is not None and free < FULL_BELOW else ""
+                )
             if self._full:
                 return self._full
         return error.strerror or str(error)
@@ -344,6 +334,98 @@ class Apply:
             await self._move_aside(path)
             await self._files.symlink(target, full)
 
+    # -- many files at once
+
+    async def _send_bulk(self, plan: Plan) -> Plan:
+        """Send what can be sent faster in one stream; returns what is left to do."""
+        small = [put for put in plan.put if put.entry.size <= bulk.SMALL]
+        sender = self._bulk
+        if not sender.available or len(small) < bulk.WORTHWHILE or self._remote.kind == Kind.FILE:
+            return plan
+        tops = topmost(path for path, _ in plan.make if path)
+        names = {top: self._remote.temporary_name() for top in tops}
+        members: list[bulk.Member] = []
+        inside: dict[bytes, list[tuple[bytes, Entry]]] = {top: [] for top in tops}
+        loose: dict[bytes, tuple[Put, bytes]] = {}
+
+        def add(path: bytes, entry: Entry) -> bool:
+            top = next((above for above in lineage(path) if above in tops), None)
+            if top is None:
+                return False
+            inside[top].append((path, entry))
+            members.append(bulk.Member(_base(names[top]) + path[len(top) :], path, entry))
+            return True
+
+        for path, entry in plan.make:
+            add(path, entry)
+        for put in small:
+            if not add(put.path, put.entry):
+                loose[put.path] = put, self._remote.temporary_name()
+                members.append(bulk.Member(_base(loose[put.path][1]), put.path, put.entry))
+        for put in plan.link:
+            add(put.path, put.entry)
+        sent = await sender.send(self._root, self._remote.stage, members, self._stream_progress)
+        if sent is None:
+            await self._remote.sweep()
+            return plan
+        await self._guarded()
+        done: set[bytes] = set()
+
+        async def publish_top(top: bytes) -> None:
+            if await self._publish_directory(top, names[top]):
+                for path, entry in inside[top]:
+                    done.add(path)
+                    if entry.kind == Kind.FILE:
+                        self._sent(path, sent[path])
+                    else:
+                        self._done(path, entry)
+
+        async def publish_loose(path: bytes) -> None:
+            done.add(path)
+            put, temporary = loose[path]
+            result = sent[path]
+            if isinstance(result, bulk.Sent):
+                await self._settle_or_fail(put, Staged(temporary, result.entry, result.steady, result.digest))
+            else:
+                self._not_loaded(path, result)
+
+        await each(tops, OPERATIONS_AT_ONCE, publish_top)
+        await each(loose, OPERATIONS_AT_ONCE, publish_loose)
+        return replace(
+            plan,
+            make=tuple(item for item in plan.make if item[0] not in done),
+            put=tuple(put for put in plan.put if put.path not in done),
+            link=tuple(put for put in plan.link if put.path not in done),
+        )
+
+    def _stream_progress(self, size: int) -> None:
+        self._progress.check()
+        self._progress.bytes_done += size
+
+    async def _publish_directory(self, top: bytes, temporary: bytes) -> bool:
+        """Give a directory that is complete in the stage its name; False when something else has it."""
+        try:
+            if await self._is_inside(top):
+                await self._files.rename_new(temporary, self._remote.full(top))
+                return True
+        except OSError:  # adopted, or explained, path by path
+            pass
+        await self._remote.remove_below(temporary)
+        await self._files.remove_directory(temporary)
+        return False
+
+    def _sent(self, path: bytes, result: bulk.Result) -> None:
+        if isinstance(result, bulk.Sent):
+            self._done_reading(path, result.entry, result.steady, result.digest)
+        else:
+            self._not_loaded(path, result)
+
+    async def _settle_or_fail(self, put: Put, staged: Staged) -> None:
+        try:
+            await self._settle(put, staged)
+        except OSError as error:
+            await self._failed(put.path, error)
+
     # -- files
 
     async def _put_all(self, puts: Sequence[Put]) -> None:
@@ -449,7 +531,7 @@ class Apply:
                 handles.append(await self._files.open(path, write=False))
             offset = 0
             while offset < entry.size:
-                reads = [self._files.read_at(handle, offset, PIECE) for handle in handles]
+                reads = [self._files.read_at(handle, offset, COMPARED) for handle in handles]
                 mine, other = await gather(*reads)
                 length = min(len(mine), len(other))
                 if not length or mine[:length] != other[:length]:
@@ -497,11 +579,23 @@ class Apply:
     async def _replace(self, put: Put, descriptor: int, entry: Entry) -> None:
         temporary, handle = await self._remote.temporary()
         try:
-            steady = await self._stream(handle, descriptor, entry)
+            sent = await self._sender.send(temporary, handle, descriptor, entry, base=self._base_of(put))
         except OSError:
             await self._remote.discard(temporary)
             raise
-        await self._settle(put, Staged(temporary, entry, steady, None))
+        await self._settle(put, Staged(temporary, entry, sent.steady, _digest(entry, sent)))
+        if sent.steady and entry.size >= large.DELTA_FROM:
+            self._manifest.remember_blocks(put.path, entry.size, entry.mtime_ns, sent.hashes)
+
+    def _base_of(self, put: Put) -> large.Base | None:
+        """The version that is on the remote, if only its changes should be sent."""
+        if not put.ours or put.entry.size < large.DELTA_FROM:
+            return None
+        blocks = self._manifest.blocks(put.path)
+        if blocks is None:
+            return None
+        size, mtime_ns, hashes = blocks
+        return large.Base(self._remote.full(put.path), size, max(mtime_ns // 1_000_000_000, 0), hashes)
 
     async def _overwrite(self, put: Put, descriptor: int, entry: Entry) -> None:
         """Write over what is there: the container has this very inode mounted, a rename would not reach it.
@@ -516,49 +610,17 @@ class Apply:
         except PermissionError:
             await self._files.set_attributes(full, 0o600, None)
             handle = await self._files.open(full, write=True)
-        steady = await self._stream(handle, descriptor, entry)
-        digest = None
-        if steady and content.racy(entry, content.now()):
-            digest = await self._in_thread(content.digest_of, descriptor)
-        self._done_reading(put.path, entry, steady, digest)
+        sent = await self._sender.send(full, handle, descriptor, entry, fresh=False)
+        self._done_reading(put.path, entry, sent.steady, _digest(entry, sent))
 
-    async def _stream(self, handle: bytes, descriptor: int, entry: Entry) -> bool:
-        """Send a file piece by piece and close the handle; False when the file changed meanwhile."""
-        files = self._files
-        try:
-            sent = await self._send_pieces(handle, descriptor, entry)
-            attributes = files.set_handle_attributes(handle, size=sent, mode=entry.mode, mtime=entry.mtime)
-            _, found = await gather(attributes, files.handle_attributes(handle))
-            self._check_size(found, sent)
-        except Exception:
-            files.close(handle).addErrback(lambda _: None)
-            raise
-        await files.close(handle)
-        return sent == entry.size and bool(await self._in_thread(content.unchanged, descriptor, entry))
 
-    async def _send_pieces(self, handle: bytes, descriptor: int, entry: Entry) -> int:
-        """Send at most as much as the file had when it was opened; returns how many bytes that were."""
-        under_way: deque[Deferred[Any]] = deque()
-        offset, step = 0, self._files.write_size
-        try:
-            while offset < entry.size:
-                self._progress.check()
-                length = min(PIECE, entry.size - offset)
-                piece = await self._in_thread(content.read_piece, descriptor, offset, length)
-                writes = [
-                    self._files.write_at(handle, offset + at, piece[at : at + step])
-                    for at in range(0, len(piece), step)
-                ]
-                under_way.append(Deferred.fromCoroutine(gather(*writes)))
-                self._progress.bytes_done += len(piece)
-                offset += len(piece)
-                if len(under_way) >= PIECES_AHEAD:
-                    await under_way.popleft()
-                if len(piece) < length:
-                    break
-        finally:
-            await gather(*under_way)
-        return offset
+def _digest(entry: Entry, sent: large.Sent) -> bytes | None:
+    """Of the whole file, where its times may not show the next change."""
+    return content.fingerprint(sent.hashes) if content.racy(entry, content.now()) else None
+
+
+def _base(path: bytes) -> bytes:
+    return path.rpartition(b"/")[2]
 
 
 def _batches(puts: Sequence[Put]) -> Iterable[list[Put]]:

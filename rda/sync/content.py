@@ -20,6 +20,14 @@ RACY_NS = 100_000_000
 #: The same for file systems that keep whole or even seconds (FAT, HFS+, old NFS).
 RACY_COARSE_NS = 2_000_000_000
 
+#: What is read from a large file at once.
+PIECE = 1024 * 1024
+
+#: The unit in which changes of a large file are found, and the bytes that are kept of each one's SHA-256 (which
+#: processors have instructions for).
+BLOCK = 128 * 1024
+DIGEST = 16
+
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
@@ -72,7 +80,7 @@ def load(root: bytes, path: bytes, limit: int) -> Loaded | Unreadable | None:
         data = data[: before.st_size]
     if len(data) != entry.size:
         entry = entry._replace(size=len(data))
-    return Loaded(path, data, entry, steady, fingerprint(data) if racy(entry, started) else None)
+    return Loaded(path, data, entry, steady, fingerprint(block_digests(data)) if racy(entry, started) else None)
 
 
 def load_all(root: bytes, paths: Sequence[bytes], limit: int) -> list[Loaded | Unreadable | None]:
@@ -86,31 +94,50 @@ def racy(entry: Entry, read_at: int) -> bool:
     return entry.ctime_ns >= read_at - (RACY_COARSE_NS if coarse else RACY_NS)
 
 
-def fingerprint(data: bytes) -> bytes:
-    """A digest to compare content with: SHA-256, which processors have instructions for."""
-    return hashlib.sha256(data).digest()
+def block_digests(data: bytes) -> bytes:
+    """Digests of the blocks of ``data``, one after the other."""
+    view = memoryview(data)
+    return b"".join(hashlib.sha256(view[at : at + BLOCK]).digest()[:DIGEST] for at in range(0, len(data), BLOCK))
 
 
-def changed_since(root: bytes, digests: Sequence[tuple[bytes, bytes]]) -> tuple[set[bytes], list[bytes]]:
+def fingerprint(digests: bytes) -> bytes:
+    """One digest for a whole file, from those of its blocks."""
+    return hashlib.sha256(digests).digest()
+
+
+def changed_since(root: bytes, known: Sequence[tuple[bytes, bytes]]) -> tuple[set[bytes], list[bytes]]:
     """Which racily clean files did change after all.
 
-    :param digests: paths, and the digests of what was sent.
+    :param known: paths, and the fingerprints of what was sent.
     :return: those whose content differs, and those that are old enough by now to be trusted from here on.
     """
     different, settled = set(), []
-    for path, digest in digests:
+    for path, sent in known:
         now = time.time_ns()
         try:
-            with open(os.open(join(root, path), _OPEN), "rb") as file:
-                found = hashlib.file_digest(file, "sha256").digest()
-                entry = entry_of_file(os.fstat(file.fileno()))
+            descriptor = os.open(join(root, path), _OPEN)
         except OSError:  # gone or unreadable: the look has seen that, or the next one will
             continue
-        if found != digest:
+        try:
+            found = fingerprint(_digests_of(descriptor))
+            entry = entry_of_file(os.fstat(descriptor))
+        except OSError:
+            continue
+        finally:
+            os.close(descriptor)
+        if found != sent:
             different.add(path)
         elif not racy(entry, now):
             settled.append(path)
     return different, settled
+
+
+def _digests_of(descriptor: int) -> bytes:
+    digests, offset = [], 0
+    while piece := read_piece(descriptor, offset, PIECE):
+        digests.append(block_digests(piece))
+        offset += len(piece)
+    return b"".join(digests)
 
 
 def open_large(root: bytes, path: bytes) -> tuple[int, Entry] | Unreadable | None:
@@ -152,13 +179,6 @@ def _read(descriptor: int, length: int) -> bytes:
 def unchanged(descriptor: int, entry: Entry) -> bool:
     """Whether an open file still is the version that ``entry`` was taken of."""
     return entry_of_file(os.fstat(descriptor)) == entry
-
-
-def digest_of(descriptor: int) -> bytes:
-    """A digest of an open file's content."""
-    with open(descriptor, "rb", closefd=False) as file:
-        file.seek(0)
-        return hashlib.file_digest(file, "sha256").digest()
 
 
 def now() -> int:

@@ -26,7 +26,9 @@ from rda.errors import RdaError, SyncFailed, SyncHalted
 from rda.interfaces import IRemoteFiles, IRemoteHost
 from rda.status import MirrorStatus, Problem
 from rda.sync import content, plan
-from rda.sync.apply import Apply, InThread, Outcome
+from rda.sync.apply import Apply, Outcome
+from rda.sync.bulk import Bulk, InThread
+from rda.sync.large import DELTA_FROM
 from rda.sync.manifest import Manifest
 from rda.sync.remote import OPERATIONS_AT_ONCE, RemoteTree, each
 from rda.sync.scan import RootProblem, Scanner
@@ -67,6 +69,7 @@ class Tools:
     reactor: Any
     in_thread: InThread
     watcher: Watcher
+    bulk: Bulk
 
 
 class Mirror:
@@ -372,10 +375,15 @@ class Mirror:
 
     async def _suspects(self, snapshot: Snapshot, manifest: Manifest) -> set[bytes]:
         """Racily clean files whose content has changed although nothing else has."""
+        whole, now = b"" in snapshot.scope.trees, content.now()
         unsure = [
             (path, digest)
             for path, digest in manifest.digests.items()
-            if (entry := snapshot.entries.get(path)) is not None and entry == manifest.entries.get(path)
+            if (entry := snapshot.entries.get(path)) is not None
+            and entry == manifest.entries.get(path)
+            # An event that comes in right after a large file was sent is most likely the one of the change that was
+            # sent: hashing it can wait until it settles something.
+            and (whole or entry.size < DELTA_FROM or not content.racy(entry, now))
         ]
         if not unsure:
             return set()
@@ -399,7 +407,7 @@ class Mirror:
         self._state = "applying"
         self.files_total += len(todo)
         self.bytes_total += sum(put.entry.size for put in todo.put)
-        outcome = await Apply(self._root, remote, manifest, self._tools.in_thread, self).run(todo)
+        outcome = await Apply(self._root, remote, manifest, self._tools.in_thread, self, self._tools.bulk).run(todo)
         for path, (message, fatal) in outcome.problems.items():
             self._problem(path, message, fatal)
         for path, copy in outcome.conflicts.items():

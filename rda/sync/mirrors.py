@@ -22,7 +22,7 @@ from twisted.logger import Logger
 from rda.errors import BadRequest, RdaError, SyncFailed
 from rda.interfaces import IRemoteFiles, IRemoteHost
 from rda.status import MirrorStatus, Problem
-from rda.sync.apply import InThread
+from rda.sync.bulk import Bulk, InThread
 from rda.sync.mirror import Mirror, Tools
 from rda.sync.remote import gather
 from rda.sync.tree import Kind
@@ -76,7 +76,9 @@ class Mirrors(Service):
         self._owner = owner
         self._sync_root = os.fsencode(sync_root)
         self._clock = reactor
-        self._tools = Tools(host, reactor, in_thread or pooled, watcher or Watcher(reactor))
+        in_thread = in_thread or pooled
+        self._bulk = Bulk(host, in_thread)
+        self._tools = Tools(host, reactor, in_thread, watcher or Watcher(reactor), self._bulk)
         self._rules = rules
         self._mirrors: dict[str, Mirror] = {}
         self._placed: dict[str, float] = {}
@@ -160,6 +162,7 @@ class Mirrors(Service):
 
     def reconnected(self) -> None:
         """The link is up again: whatever was under way is looked at anew."""
+        self._bulk.available = True
         for source, mirror in self._mirrors.items():
             if self._users(source):
                 mirror.retry()
