@@ -236,7 +236,11 @@ class Certificate:
     def signature_is_good(self) -> bool:
         """Whether :attr:`authority` signed this, in a way that is still believed."""
         try:
-            if key_type(self.signature) not in _TRUSTED_SIGNATURES:
+            reader = _Reader(self.signature)
+            if reader.string() not in _TRUSTED_SIGNATURES:
+                return False
+            reader.string()
+            if not reader.at_end:
                 return False
             if key_type(self.authority).endswith(CERTIFICATE_SUFFIX):
                 return False  # PROTOCOL.certkeys forbids chains
