@@ -253,8 +253,8 @@ class Containers:
         return Outgoing()
 
     async def _flush(self, owned: Owned | None) -> None:
-        if owned is not None and owned.request.sources:
-            await self._flush(owned)
+        for source in owned.request.sources if owned is not None else ():
+            await self._mirrors.flush(source)
 
     # lists and descriptions
 
