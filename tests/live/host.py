@@ -125,7 +125,9 @@ class RemoteHost:
             state: dict[str, Any] = json.loads(self._state_file.read_text())
         except (FileNotFoundError, ValueError):
             return None
-        alive = _start_time(state["pid"]) == state["started"] and Path("/run/netns", self._namespace).exists()
+        # Without its interface the address would lead out of this machine.
+        network = Path("/run/netns", self._namespace), Path("/sys/class/net", self._interface)
+        alive = _start_time(state["pid"]) == state["started"] and all(path.exists() for path in network)
         return state if alive else None
 
     @property
