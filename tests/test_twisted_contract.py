@@ -6,8 +6,13 @@ import ast
 import inspect
 from pathlib import Path
 
+from OpenSSL.SSL import Connection
 from twisted.internet.interfaces import IHalfCloseableProtocol
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.ssl import CertificateOptions
+from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web import http, server
 
@@ -151,3 +156,24 @@ class ContractTests(SynchronousTestCase):
         """The parser sends 100 Continue after gotLength by what the header fields say then: we take the field out."""
         source = inspect.getsource(http.HTTPChannel.allHeadersReceived)
         self.assertLess(source.index("gotLength"), source.index('requestHeaders.getRawHeaders(b"Expect")'))
+
+
+class TLSContractTests(SynchronousTestCase):
+    """What rda.proxy.tls takes from twisted.protocols.tls."""
+
+    def test_names(self) -> None:
+        """A TLS transport keeps pyOpenSSL's connection, its unsent bytes and its aggregator under these names."""
+        factory = TLSMemoryBIOFactory(CertificateOptions(), True, Factory.forProtocol(Protocol), Clock())
+        transport = factory.buildProtocol(None)
+        transport.makeConnection(StringTransport())
+        self.assertIsInstance(transport, TLSMemoryBIOProtocol)
+        self.assertIsInstance(transport._tlsConnection, Connection)
+        self.assertEqual(transport._appSendBuffer, [])
+        self.assertTrue(callable(transport._flushSendBIO))
+        self.assertTrue(callable(transport._aggregator.flush))
+
+    def test_the_end_is_an_exception_of_recv(self) -> None:
+        """The peer's end of data is noticed in the one loop that reads, which ends with WantReadError."""
+        source = inspect.getsource(TLSMemoryBIOProtocol._flushReceiveBIO)
+        for part in ("self._tlsConnection.recv(", "except WantReadError:", "except ZeroReturnError:"):
+            self.assertIn(part, source)

@@ -21,13 +21,14 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, IPushProducer, ISSLTransport
+from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, IPushProducer
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import http, server
 from zope.interface import implementer
 
 from rda.errors import BadRequest, BodyTooLarge, HeadTooLarge, RdaError, RequestTimeout
+from rda.proxy import tls
 from rda.proxy.relay import Exchange, RequestHead
 from rda.proxy.tunnel import Tunnel, hung_up
 from rda.proxy.wire import Chunked, WireError, tokens
@@ -107,6 +108,8 @@ class DockerChannel(http.HTTPChannel):
     def connectionMade(self) -> None:
         """Take a client, or tell it why not."""
         super().connectionMade()
+        if tls.is_tls(self.transport):
+            tls.notice_end(self.transport, self.readConnectionLost)
         limits = self.site.limits
         self.MAX_LENGTH = self.totalHeadersSize = limits.head
         self.maxHeaders = limits.header_count
@@ -162,10 +165,13 @@ class DockerChannel(http.HTTPChannel):
             self.loseConnection()
 
     def end_output(self) -> None:
-        """See :class:`rda.proxy.tunnel.ClientEnd`. TLS has no half-closed connection in Twisted."""
-        if ISSLTransport.providedBy(self.transport):
-            self.transport.loseConnection()
-        elif not self._lost:
+        """See :class:`rda.proxy.tunnel.ClientEnd`."""
+        if self._lost:
+            return
+        if tls.is_tls(self.transport):
+            tls.end_output(self.transport)
+            self.writeConnectionLost()  # nobody else tells
+        else:
             self.transport.loseWriteConnection()
 
     def linger(self) -> None:
