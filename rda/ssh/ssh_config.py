@@ -193,10 +193,9 @@ class _Resolver:
             target = replace(target, proxy_command="")
         if jumps and not target.proxy_command:
             *before, last = jumps
-            hop = await self._target(_parse_jump(last), before or None, depth - 1)
-            if (hop.host, hop.port) != (target.host, target.port):
-                # A jump host that matches its own "Host *" would go through itself for ever; ssh skips it as well.
-                target = replace(target, via=hop)
+            hop = _parse_jump(last)
+            if not _is_same(hop, named, target):
+                target = replace(target, via=await self._target(hop, before or None, depth - 1))
         return target
 
     async def _settings(self, named: Named) -> Settings:
@@ -259,7 +258,7 @@ def make_target(settings: Settings, named: Named, remote: Remote, surroundings: 
 
     def get(keyword: str, default: str = "") -> str:
         value = settings.get(keyword, [default])[0]
-        return default if value.lower() == "none" and keyword != "identityagent" else value
+        return "" if value.lower() == "none" and keyword != "identityagent" else value
 
     port = named.port or int(_number(get("port", "22"), "Port"))
     user = named.user or get("user", surroundings.user)
@@ -279,7 +278,7 @@ def make_target(settings: Settings, named: Named, remote: Remote, surroundings: 
         *_several(get("userknownhostsfile", _DEFAULT_KNOWN_HOSTS)),
         *_several(get("globalknownhostsfile", _DEFAULT_GLOBAL_KNOWN_HOSTS)),
     )
-    interval = _number(get("serveraliveinterval", "0"), "ServerAliveInterval")
+    interval = _number(get("serveraliveinterval") or "0", "ServerAliveInterval")
     return Target(
         original=named.host,
         host=host,
@@ -296,7 +295,7 @@ def make_target(settings: Settings, named: Named, remote: Remote, surroundings: 
         proxy_command=_substitute(get("proxycommand"), tokens),
         alive_interval=interval or ALIVE_INTERVAL,
         alive_count=max(1, int(_number(get("serveralivecountmax", str(ALIVE_COUNT)), "ServerAliveCountMax"))),
-        connect_timeout=_number(get("connecttimeout", "0"), "ConnectTimeout") or CONNECT_TIMEOUT,
+        connect_timeout=_number(get("connecttimeout") or "0", "ConnectTimeout") or CONNECT_TIMEOUT,
         compression=get("compression").lower() in ("yes", "true"),
     )
 
@@ -311,6 +310,15 @@ def _parse_jump(text: str) -> Named:
         return parse_target(text)
     except ConfigError as error:
         raise ConfigError([f"ssh_config: ProxyJump: {error}"]) from error
+
+
+def _is_same(hop: Named, named: Named, target: Target) -> bool:
+    """Whether a jump host is the host itself: one that matches its own ``Host *`` is reached directly, as ssh does."""
+    return (
+        hop.host.lower() in (named.host.lower(), target.host.lower())
+        and hop.port in (None, target.port)
+        and hop.user in ("", target.user)
+    )
 
 
 def _several(value: str) -> list[str]:
