@@ -60,4 +60,4 @@ clean:
 	    if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 	        $$python -m tests.live.host clean || [ $$? = 77 ]; break; fi; done
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .hypothesis _trial_temp* twisted/plugins/dropin.cache
-	find rda tests bench twisted -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -9,6 +9,7 @@ import contextlib
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -120,6 +121,7 @@ class Story:
 
 def main(arguments: Sequence[str]) -> int:
     """Start rda, tell the story, and end it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
         options, host = options_for(arguments[0] if arguments else "")
     except Unsupported as reason:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,9 @@ from tests.live.host import SSHD_PORT, RemoteHost
 
 #: Seconds from the start of rda until it says how to reach it.
 READY_SECONDS = 20.0
+
+#: Characters of its output that are shown with a failure: the end of it.
+SHOWN_OUTPUT = 6000
 
 #: Seconds from the signal to end until it has ended.
 STOP_SECONDS = 20.0
@@ -49,7 +53,9 @@ def rda_command(options: Mapping[str, str | None]) -> list[str]:
     twistd = str(Path(sys.executable).with_name("twistd"))
     given = {name.replace("_", "-"): value for name, value in options.items()}
     words = [word for name, value in given.items() if value is not None for word in (f"--{name}", value)]
-    return [twistd, "-n", "--pidfile=", "rda", *words]
+    # What started it being killed ends it too, where that can be had.
+    guard = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+    return [*guard, twistd, "-n", "--pidfile=", "rda", *words]
 
 
 class RdaProcess:
@@ -92,8 +98,8 @@ class RdaProcess:
 
     @property
     def output(self) -> str:
-        """All that rda has printed."""
-        return "".join(self.lines)
+        """The end of what rda has printed."""
+        return "".join(self.lines)[-SHOWN_OUTPUT:]
 
     def find_line(self, pattern: str, seconds: float = READY_SECONDS) -> str | None:
         """Return the next line of rda's output that matches; None when the output ends or time is up first."""
