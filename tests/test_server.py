@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from twisted.web.iweb import IRequest
 from twisted.web.resource import Resource
 
 from rda.proxy.limits import Limits
-from tests.memory_network import Peer
+from tests.memory_network import CLIENT_ADDRESS, SERVER_ADDRESS, MemoryTransport, Peer
 from tests.relay_case import GET, OK, RelayCase, answer, post
 
 ATTACH = b"POST /containers/web/attach HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
@@ -325,6 +326,26 @@ class LimitTests(RelayCase):
             self.advance(3600)
             self.send(client, bytes([byte]))
         self.assertTrue(self.upstream.received.endswith(b"\r\n\r\nabc"))
+
+
+class KeepAliveTests(RelayCase):
+    def test_the_kernel_watches_peers_on_the_network(self) -> None:
+        """A TCP connection has keepalive probes, soon enough; one of another kind has no use for them."""
+        with socket.socket() as network, socket.socket(socket.AF_UNIX) as local:
+            for connection in (network, local, None):
+                channel = self.site.buildProtocol(None)
+                client = Peer()
+                self.clients.append(client)
+                transport = MemoryTransport(self.network, channel, SERVER_ADDRESS, CLIENT_ADDRESS)
+                transport.other = MemoryTransport(self.network, client, CLIENT_ADDRESS, SERVER_ADDRESS)
+                transport.other.other = transport
+                self.network.transports += [transport, transport.other]
+                transport.socket = connection
+                channel.makeConnection(transport)
+                client.makeConnection(transport.other)
+            self.assertEqual(network.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE), 1)
+            self.assertEqual(network.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 60)
+            self.assertEqual(local.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE), 0)
 
 
 class PeerGuardTests(RelayCase):

@@ -17,6 +17,7 @@ What differs from :class:`twisted.web.http.HTTPChannel`:
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from zope.interface import implementer
 
 from rda.errors import BadRequest, BodyTooLarge, HeadTooLarge, RdaError, RequestTimeout
 from rda.proxy import tls
+from rda.proxy.limits import Limits
 from rda.proxy.relay import Exchange, RequestHead
 from rda.proxy.tunnel import Tunnel, hung_up
 from rda.proxy.wire import Chunked, WireError, tokens
@@ -58,6 +60,20 @@ def error_answer(error: RdaError, method: bytes = b"GET", close: bool = True) ->
     if close:
         lines.append(b"Connection: close")
     return b"\r\n".join([*lines, b"", b"" if method == b"HEAD" else body])
+
+
+def _watch_peer(connection: socket.socket | None, limits: Limits) -> None:
+    """Have the kernel find out when a client on another machine is gone without a word, as a laptop that sleeps.
+
+    A quiet stream (events, logs, attach) would otherwise keep its channel for ever.
+    """
+    if connection is None or connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_KEEPIDLE"):  # not on every platform; then the system's own, longer times hold
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, int(limits.keepalive_seconds))
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, int(limits.keepalive_seconds / 4))
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
 
 
 class _Phase(Enum):
@@ -108,6 +124,7 @@ class DockerChannel(http.HTTPChannel):
     def connectionMade(self) -> None:
         """Take a client, or tell it why not."""
         super().connectionMade()
+        _watch_peer(getattr(self.transport, "socket", None), self.site.limits)
         if tls.is_tls(self.transport):
             tls.notice_end(self.transport, self.readConnectionLost)
         limits = self.site.limits

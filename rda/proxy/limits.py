@@ -28,6 +28,8 @@ class Limits:
     :ivar idle_upstream_seconds: a daemon connection without a request.
     :ivar linger_seconds: how long unread input is drained after the last byte of an answer, or unsent bytes flushed
         to the other side, before a connection is cut.
+    :ivar keepalive_seconds: without a byte from a client, until the kernel asks whether it is still there; when it does
+        not answer, its connection is lost after as long again.
     :ivar reap_seconds: how often connections that are not being read are asked whether their client is still there.
     """
 
@@ -46,4 +48,5 @@ class Limits:
     idle_seconds: float = 900.0
     idle_upstream_seconds: float = 60.0
     linger_seconds: float = 10.0
+    keepalive_seconds: float = 60.0
     reap_seconds: float = 5.0
