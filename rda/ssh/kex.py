@@ -13,14 +13,15 @@ has something better, or should not be logged in to.
 from __future__ import annotations
 
 import hashlib
+import secrets
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from cryptography.hazmat.primitives.asymmetric import dh, ec, x25519
+from cryptography.hazmat.primitives.asymmetric import ec, x25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from twisted.conch.ssh.common import MP, NS, getMP
+from twisted.conch.ssh.common import MP, NS
 
 from rda.ssh import ciphers
 
@@ -52,6 +53,9 @@ COOKIE_SIZE = 16
 
 #: The most bytes of one name-list that are looked at: OpenSSH's are below 1 KiB.
 MAX_NAME_LIST = 16 * 1024
+
+#: Bits of a Diffie-Hellman exponent: twice the strength of the largest key derived (RFC 4419, section 6.2).
+_DH_EXPONENT_BITS = 512
 
 #: Smallest Diffie-Hellman public value that is not a trivial one; the largest is the prime less this.
 _DH_MARGIN = 2
@@ -272,23 +276,26 @@ class _NistEcdh:
 
 
 class _FixedGroup:
-    """RFC 4253, section 8, with the groups and hashes of RFC 8268."""
+    """RFC 4253, section 8, with the groups and hashes of RFC 8268.
+
+    The arithmetic is Python's, because cryptography is about to drop Diffie-Hellman over finite fields. The exponent is
+    used for this one exchange only, so that its timing tells nobody anything of use.
+    """
 
     _GENERATOR = 2
 
     def __init__(self, prime: int, hash_name: str) -> None:
         self.hash_name = hash_name
-        self._numbers = dh.DHParameterNumbers(prime, self._GENERATOR)
-        self._private = self._numbers.parameters().generate_private_key()
-        self.public = MP(self._private.public_key().public_numbers().y)
+        self._prime = prime
+        self._exponent = secrets.randbits(_DH_EXPONENT_BITS) | (1 << (_DH_EXPONENT_BITS - 1))
+        self.public = MP(pow(self._GENERATOR, self._exponent, prime))
 
     def finish(self, theirs: bytes) -> tuple[bytes, bytes, bytes]:
-        _take_string(theirs)  # for its bounds: getMP does not look at them
-        value, rest = getMP(theirs)
-        if not _DH_MARGIN <= value <= self._numbers.p - _DH_MARGIN:
+        digits, rest = _take_string(theirs)
+        value = int.from_bytes(digits, "big", signed=True)
+        if not _DH_MARGIN <= value <= self._prime - _DH_MARGIN:
             raise Malformed("a Diffie-Hellman public value out of range")
-        secret = self._private.exchange(dh.DHPublicNumbers(value, self._numbers).public_key())
-        return MP(value), _mpint(secret), rest
+        return MP(value), MP(pow(value, self._exponent, self._prime)), rest
 
 
 #: RFC 3526, sections 3 and 5.

@@ -1,0 +1,227 @@
+"""The packet layer: ciphers, padding, sequence numbers, compression."""
+
+import hashlib
+import zlib
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from rda.ssh import ciphers
+from rda.ssh.packets import MAX_PACKET, MAX_PAYLOAD, SEQUENCE_MASK, MalformedPacket, PacketReader, PacketWriter
+
+#: Every protection there is: authenticated ciphers, and CTR with each MAC.
+PROTECTIONS = [(name, b"") for name, spec in ciphers.CIPHERS.items() if spec.make is not None] + [
+    (b"aes128-ctr", mac) for mac in ciphers.MACS
+]
+
+
+def derive(letter, size):
+    """Key material that both ends agree on."""
+    return hashlib.shake_256(letter).digest(size)
+
+
+def pair(cipher=b"", mac=b"", restart=False):
+    """A writer and the reader of what it writes."""
+    writer, reader = PacketWriter(), PacketReader()
+    if cipher:
+        writer.change_keys(ciphers.sealer(cipher, mac, derive, b"ACE"), restart)
+        reader.change_keys(ciphers.opener(cipher, mac, derive, b"ACE"), restart)
+    return writer, reader
+
+
+def read_all(reader):
+    """All whole packets that there are."""
+    found = []
+    while reader.next():
+        found.append(bytes(reader.body))
+    reader.rewind()
+    return found
+
+
+PAYLOADS = st.lists(
+    st.one_of(st.binary(min_size=1, max_size=80), st.integers(1, 70_000).map(lambda n: b"x" * n)), max_size=6
+)
+
+
+class RoundTripTests(SynchronousTestCase):
+    @settings(max_examples=60, deadline=None)
+    @given(
+        st.sampled_from([(b"", b""), *PROTECTIONS]), PAYLOADS, st.lists(st.integers(1, 5000), min_size=1, max_size=5)
+    )
+    def test_any_split(self, protection, payloads, steps):
+        """What is written is read, however the bytes are cut on the way, and with any protection."""
+        writer, reader = pair(*protection)
+        wire = b""
+        for payload in payloads:
+            writer.put(payload[:1], payload[1:])
+            if writer.full:
+                wire += writer.take()
+        wire += writer.take()
+        found, position, turn = [], 0, 0
+        while position < len(wire):
+            step = steps[turn % len(steps)]
+            reader.feed(wire[position : position + step])
+            found += read_all(reader)
+            position += step
+            turn += 1
+        self.assertEqual(found, payloads)
+        self.assertEqual((reader.sequence, reader.octets), (writer.sequence, writer.octets))
+
+    def test_one_large_read(self):
+        """A packet that was cut in two is completed by a read that holds many more."""
+        for protection in PROTECTIONS:
+            writer, reader = pair(*protection)
+            payloads = [bytes([n]) * 32_000 for n in range(1, 9)]
+            for payload in payloads:
+                writer.put(payload)
+            wire = bytes(writer.take())
+            for cut in (1, 3, 5, 17, 31_999, 32_010, 32_040, 60_000):
+                with self.subTest(protection=protection, cut=cut):
+                    writer, reader = pair(*protection)
+                    reader.feed(wire[:cut])
+                    found = read_all(reader)
+                    reader.feed(wire[cut:])
+                    self.assertEqual(found + read_all(reader), payloads)
+
+    def test_fed_while_packets_wait(self):
+        """Feeding before everything was read (as after a pause) loses nothing."""
+        writer, reader = pair(*PROTECTIONS[0])
+        payloads = [bytes([n]) * 32_000 for n in range(1, 9)]
+        for payload in payloads:
+            writer.put(payload)
+        wire = bytes(writer.take())
+        reader.feed(wire[:20_000])
+        self.assertFalse(reader.next())
+        reader.feed(wire[20_000:200_000])
+        self.assertTrue(reader.next())
+        found = [bytes(reader.body)]
+        reader.feed(b"")
+        reader.feed(wire[200_000:])
+        self.assertEqual(found + read_all(reader), payloads)
+
+    def test_compressed(self):
+        """Compressed payloads are read, and are shorter on the wire."""
+        writer, reader = pair(b"aes128-gcm@openssh.com")
+        writer.compressed(True)
+        reader.compressed(True)
+        for _ in range(3):
+            writer.put(b"\x5e", b"abcd" * 5000)
+        self.assertLess(writer.pending, 2000)
+        reader.feed(bytes(writer.take()))
+        self.assertEqual(read_all(reader), [b"\x5e" + b"abcd" * 5000] * 3)
+
+    def test_views_survive_many_packets(self):
+        """Views of a batch stay whole when it is longer than the buffer."""
+        writer, reader = pair(b"aes128-gcm@openssh.com")
+        wire = b""
+        payloads = [bytes([n]) * 100_000 for n in range(1, 12)]
+        for payload in payloads:
+            writer.put(payload)
+            wire += writer.take()
+        reader.feed(wire)
+        views = []
+        while reader.next():
+            views.append(reader.body)
+        self.assertEqual([bytes(view) for view in views], payloads)
+
+    def test_padding_is_random(self):
+        """The same payload does not give the same bytes, even without a cipher."""
+        writer, _ = pair()
+        writer.put(b"hello")
+        first = bytes(writer.take())
+        writer.put(b"hello")
+        self.assertNotEqual(first, bytes(writer.take()))
+
+    def test_sequence_wraps(self):
+        """After packet 2**32 - 1 comes packet 0, on both sides."""
+        writer, reader = pair(b"chacha20-poly1305@openssh.com")
+        writer.sequence = reader.sequence = SEQUENCE_MASK
+        writer.put(b"last")
+        writer.put(b"first")
+        reader.feed(bytes(writer.take()))
+        self.assertEqual(read_all(reader), [b"last", b"first"])
+        self.assertEqual((writer.sequence, reader.sequence), (1, 1))
+
+    def test_restart(self):
+        """New keys start the numbers again only for strict key exchange."""
+        for restart in (False, True):
+            writer, _ = pair()
+            writer.put(b"hello")
+            writer.change_keys(ciphers.sealer(b"aes128-gcm@openssh.com", b"", derive), restart)
+            self.assertEqual((writer.sequence, writer.octets, writer.packets), (0 if restart else 1, 0, 0))
+
+    def test_too_long(self):
+        """A payload that no peer would take is a defect of ours."""
+        writer, _ = pair()
+        self.assertRaises(ValueError, writer.put, bytes(MAX_PAYLOAD + 1))
+
+
+class MalformedTests(SynchronousTestCase):
+    def test_tampered(self):
+        """One changed bit anywhere is noticed, with every protection."""
+        for protection in PROTECTIONS:
+            for position in (0, 4, 20, -20, -1):
+                with self.subTest(protection=protection, position=position):
+                    writer, reader = pair(*protection)
+                    writer.put(b"\x5e", b"x" * 100)
+                    wire = bytearray(writer.take())
+                    wire[position] ^= 1
+                    reader.feed(bytes(wire) + bytes(300_000))
+                    self.assertRaises(MalformedPacket, reader.next)
+
+    def test_replayed(self):
+        """A packet that comes a second time is noticed."""
+        for protection in PROTECTIONS:
+            with self.subTest(protection=protection):
+                writer, reader = pair(*protection)
+                writer.put(b"\x5e", b"x" * 100)
+                wire = bytes(writer.take())
+                reader.feed(wire + wire)
+                self.assertTrue(reader.next())
+                self.assertRaises(MalformedPacket, reader.next)
+
+    def test_lengths(self):
+        """Lengths that no packet can have are refused before anything is waited for."""
+        for length in (0, 1, 5, 11, 13, MAX_PACKET + 4, 0xFFFF_FFFF):
+            with self.subTest(length=length):
+                reader = PacketReader()
+                reader.feed(length.to_bytes(4, "big"))
+                self.assertRaises(MalformedPacket, reader.next)
+
+    def test_padding(self):
+        """Padding that is too short, or longer than the packet, is refused."""
+        for padding in (0, 3, 11, 12, 255):
+            with self.subTest(padding=padding):
+                reader = PacketReader()
+                reader.feed((12).to_bytes(4, "big") + bytes((padding,)) + bytes(11))
+                self.assertRaises(MalformedPacket, reader.next)
+
+    def test_bomb(self):
+        """A small packet that would become large is refused."""
+        writer, reader = pair()
+        writer.put(zlib.compress(bytes(MAX_PACKET + 1)))
+        reader.compressed(True)
+        reader.feed(bytes(writer.take()))
+        self.assertRaisesRegex(MalformedPacket, "more than", reader.next)
+
+    def test_not_compressed(self):
+        """What is not zlib's where zlib was agreed on is refused."""
+        writer, reader = pair()
+        writer.put(b"\x5e", b"plain")
+        reader.compressed(True)
+        reader.feed(bytes(writer.take()))
+        self.assertRaises(MalformedPacket, reader.next)
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.sampled_from([(b"", b""), *PROTECTIONS]), st.binary(max_size=400))
+    def test_noise(self, protection, noise):
+        """Random bytes are no packets, and nothing but MalformedPacket comes of them."""
+        _, reader = pair(*protection)
+        reader.feed(noise)
+        try:
+            found = read_all(reader)
+        except MalformedPacket:
+            return
+        if protection[0]:
+            self.assertEqual(found, [])
