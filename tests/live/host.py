@@ -121,14 +121,17 @@ class RemoteHost:
     @property
     def state(self) -> dict[str, Any] | None:
         """The running host's ``pid`` (of its PID 1, as seen here), ``started`` and ``network``; None when not alive."""
+        # Without its interface the address would lead out of this machine.
+        network = Path("/run/netns", self._namespace), Path("/sys/class/net", self._interface)
+        return self._running() if all(path.exists() for path in network) else None
+
+    def _running(self) -> dict[str, Any] | None:
+        """The state of a host whose PID 1 lives, with or without a network."""
         try:
             state: dict[str, Any] = json.loads(self._state_file.read_text())
         except (FileNotFoundError, ValueError):
             return None
-        # Without its interface the address would lead out of this machine.
-        network = Path("/run/netns", self._namespace), Path("/sys/class/net", self._interface)
-        alive = _start_time(state["pid"]) == state["started"] and all(path.exists() for path in network)
-        return state if alive else None
+        return state if _start_time(state["pid"]) == state["started"] else None
 
     @property
     def pid(self) -> int:
@@ -250,10 +253,10 @@ class RemoteHost:
 
     def _kill_leftovers(self) -> None:
         """End what is left of a host that was here: its processes and its network."""
-        state = self.state
+        state = self._running()
         if state is not None:
             os.kill(state["pid"], signal.SIGKILL)  # PID 1: the kernel ends the others with it
-            wait_until(lambda: self.state is None, "the remote host's processes end")
+            wait_until(lambda: self._running() is None, "the remote host's processes end")
         self._state_file.unlink(missing_ok=True)
         if Path("/sys/class/net", self._interface).exists():
             call("ip", "link", "delete", self._interface)  # both ends go at once; with the namespace, some time later
