@@ -11,7 +11,7 @@ import errno
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.error import CannotListenError
@@ -24,6 +24,7 @@ from rda.errors import PortUnavailable
 from rda.interfaces import IRemoteHost
 from rda.splice import Splice
 from rda.status import ForwardStatus
+from rda.udp import ListenUDP, UDPForward, probe, udp_listener
 
 __all__ = ["MAX_CONNECTIONS", "MAX_HELD", "MAX_PORTS", "Forwards", "Reservation", "listener"]
 
@@ -90,12 +91,16 @@ class _NotForwarded:
     reason: str
 
 
+#: TCP and UDP have the same face to the table.
+_AnyForward: TypeAlias = "_Forward | UDPForward"
+
+
 @dataclass
 class _Container:
     """A container's part of the table."""
 
     name: str
-    forwards: dict[Published, _Forward] = field(default_factory=dict)
+    forwards: dict[Published, _AnyForward] = field(default_factory=dict)
     missing: tuple[_NotForwarded, ...] = ()
 
 
@@ -106,18 +111,34 @@ class _Forward:
     :ivar remote: the port on the remote host's 127.0.0.1, or None while it is not known.
     """
 
-    def __init__(self, host: IRemoteHost, clock: IReactorTime, published: Published) -> None:
+    def __init__(self, host: IRemoteHost, clock: IReactorTime, listen: Listen, published: Published) -> None:
         self._host = host
         self._clock = clock
+        self._listen = listen
+        self._factory = Factory()
+        self._factory.noisy = False
+        self._factory.buildProtocol = self._build  # type: ignore[assignment,method-assign]
         self.published = published
         self.listening: list[IListeningPort] = []
         self.addresses: list[str] = []
         self.port = 0
         self.remote: int | None = None
+        self.total = 0
         self._connections: set[Splice] = set()
-        self._total = self._refused = self._bytes_in = self._bytes_out = 0
+        self._refused = self._bytes_in = self._bytes_out = 0
 
-    def build(self, address: IAddress | None = None) -> Splice:
+    def listen_on(self, address: str, port: int) -> None:
+        """Open a listener.
+
+        :param port: 0 for any free one.
+        :raises CannotListenError: it cannot be opened.
+        """
+        opened = self._listen(self._factory, address, port)
+        self.listening.append(opened)
+        self.addresses.append(address)
+        self.port = opened.getHost().port  # type: ignore[attr-defined]
+
+    def _build(self, address: IAddress | None) -> Splice:
         """Make the protocol of an accepted connection."""
         return Splice(self._clock, self._accepted, self._over)
 
@@ -128,7 +149,7 @@ class _Forward:
             connection.abort()
             return
         self._connections.add(connection)
-        self._total += 1
+        self.total += 1
         if self.remote is not None:
             self._join(connection, self.remote)
 
@@ -172,22 +193,25 @@ class _Forward:
         for connection in list(self._connections):
             connection.abort()
 
-    def status(self, container: str, name: str) -> ForwardStatus:
-        """Describe this."""
-        connections = tuple(self._connections)
-        return ForwardStatus(
-            container=container,
-            name=name,
-            port=self.published.key,
-            local=", ".join(_joined(address, self.port) for address in self.addresses),
-            remote="" if self.remote is None else f"127.0.0.1:{self.remote}",
-            state="reserved" if self.remote is None else "open",
-            reason=f"{self._refused} connections were refused: too many at once" if self._refused else "",
-            connections=len(connections),
-            connections_total=self._total,
-            bytes_in=self._bytes_in + sum(one.bytes_in for one in connections),
-            bytes_out=self._bytes_out + sum(one.bytes_out for one in connections),
-        )
+    @property
+    def connections(self) -> int:
+        """Connections now."""
+        return len(self._connections)
+
+    @property
+    def bytes_in(self) -> int:
+        """Bytes from clients so far."""
+        return self._bytes_in + sum(one.bytes_in for one in self._connections)
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes to clients so far."""
+        return self._bytes_out + sum(one.bytes_out for one in self._connections)
+
+    @property
+    def problem(self) -> str:
+        """What a person should know of it, or ""."""
+        return f"{self._refused} connections were refused: too many at once" if self._refused else ""
 
 
 class Forwards:
@@ -196,7 +220,7 @@ class Forwards:
     :param host: where the containers are.
     :param reactor: clock, and opener of listeners unless ``listen`` is given.
     :param publish_address: the local addresses that an empty HostIp means.
-    :param listen: opens one listener, see :func:`listener`.
+    :param listen: opens one TCP listener, see :func:`listener`; ``listen_udp``, one for UDP.
     """
 
     _log = Logger()
@@ -207,14 +231,16 @@ class Forwards:
         reactor: Any,
         publish_address: Sequence[str] = ("127.0.0.1", "::1"),
         listen: Listen | None = None,
+        listen_udp: ListenUDP | None = None,
     ) -> None:
         self._host = host
         self._clock: IReactorTime = reactor
         self._listen = listen or listener(reactor)
+        self._listen_udp = listen_udp or udp_listener(reactor)
         self._publish_address = tuple(publish_address)
         self._containers: dict[str, _Container] = {}
         self._closing: set[Deferred[Any]] = set()
-        self._leaving: set[_Forward] = set()
+        self._leaving: set[_AnyForward] = set()
 
     # Changing the table.
 
@@ -237,16 +263,16 @@ class Forwards:
         entry.name = name
         missing = tuple(_NotForwarded(one, reason) for one in wanted if (reason := _unsupported(one)))
         unsupported = {one.published for one in missing}
-        tcp = [one for one in wanted if one not in unsupported]
+        able = [one for one in wanted if one not in unsupported]
         try:
-            opened = self._open_all(_Endpoint(container, name), [one for one in tcp if one not in entry.forwards])
+            opened = self._open_all(_Endpoint(container, name), [one for one in able if one not in entry.forwards])
         except PortUnavailable as error:
-            failed = [_NotForwarded(one, str(error)) for one in tcp if one not in entry.forwards]
+            failed = [_NotForwarded(one, str(error)) for one in able if one not in entry.forwards]
             entry.missing = (*missing, *failed)
             raise
-        for gone in entry.forwards.keys() - set(tcp):
+        for gone in entry.forwards.keys() - set(able):
             self._shut(entry.forwards.pop(gone))
-        entry.forwards = {one: opened.get(one) or entry.forwards[one] for one in tcp}
+        entry.forwards = {one: opened.get(one) or entry.forwards[one] for one in able}
         entry.missing = missing
         return Reservation(container, self._listeners(entry))
 
@@ -289,6 +315,10 @@ class Forwards:
 
     # Looking at it.
 
+    def udp_problem(self) -> Deferred[str]:
+        """Ask the remote host whether it can relay datagrams: "" or, for create's Warnings, the reason why not."""
+        return probe(self._host, self._clock)
+
     def local(self, container: str) -> Listeners | None:
         """Return where a container's ports are open here; None for a container that has no part in the table."""
         entry = self._containers.get(container)
@@ -318,11 +348,11 @@ class Forwards:
 
     # Opening and closing.
 
-    def _open_all(self, endpoint: _Endpoint, wanted: Sequence[Published]) -> dict[Published, _Forward]:
+    def _open_all(self, endpoint: _Endpoint, wanted: Sequence[Published]) -> dict[Published, _AnyForward]:
         """Open the listeners of all, or of none."""
         if len(wanted) > MAX_PORTS:
             raise PortUnavailable(f"{endpoint.name} publishes {len(wanted)} ports; rda opens at most {MAX_PORTS}")
-        opened: dict[Published, _Forward] = {}
+        opened: dict[Published, _AnyForward] = {}
         try:
             for one in wanted:
                 opened[one] = self._open(endpoint, one)
@@ -332,12 +362,12 @@ class Forwards:
             raise
         return opened
 
-    def _open(self, endpoint: _Endpoint, published: Published) -> _Forward:
+    def _open(self, endpoint: _Endpoint, published: Published) -> _AnyForward:
         """Open the listeners of one published port, on the first number of its range that is free."""
         numbers = range(published.first, published.last + 1) if published.first else (0,) * EPHEMERAL_ATTEMPTS
         failure: CannotListenError | None = None
         for number in numbers:
-            forward = _Forward(self._host, self._clock, published)
+            forward = self._make(published)
             try:
                 self._open_at(forward, number)
             except CannotListenError as error:
@@ -350,33 +380,31 @@ class Forwards:
         assert failure is not None
         raise _unavailable(endpoint, published, failure)
 
-    def _open_at(self, forward: _Forward, number: int) -> None:
+    def _make(self, published: Published) -> _AnyForward:
+        if published.protocol == "udp":
+            return UDPForward(self._host, self._clock, self._listen_udp, published)
+        return _Forward(self._host, self._clock, self._listen, published)
+
+    def _open_at(self, forward: _AnyForward, number: int) -> None:
         """Open one port number on every address that is meant.
 
         :param number: 0 for any free one: the first address decides, the others follow.
         """
         host_ip = forward.published.host_ip
-        factory = Factory()
-        factory.buildProtocol = forward.build  # type: ignore[assignment,method-assign]
-        factory.noisy = False
         absent: CannotListenError | None = None
         for address in (host_ip,) if host_ip else self._publish_address:
             try:
-                port = self._listen(factory, address, forward.port or number)
+                forward.listen_on(address, forward.port or number)
             except CannotListenError as error:
                 # A machine without IPv6 (or with one family only) has what it has; an address that the user named has
                 # to be there.
                 if host_ip or _errno(error) not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     raise
                 absent = error
-                continue
-            forward.listening.append(port)
-            forward.addresses.append(address)
-            forward.port = forward.port or port.getHost().port  # type: ignore[attr-defined]
         if not forward.listening and absent is not None:
             raise absent
 
-    def _shut(self, forward: _Forward) -> Deferred[Any]:
+    def _shut(self, forward: _AnyForward) -> Deferred[Any]:
         """Close a forward's listeners, and remember that until it is done."""
         closing = forward.shut()
         self._leaving = {one for one in (*self._leaving, forward) if one.busy}
@@ -400,7 +428,19 @@ class _Endpoint:
 
 def _entry_status(container: str, entry: _Container) -> Iterable[ForwardStatus]:
     for forward in entry.forwards.values():
-        yield forward.status(container, entry.name)
+        yield ForwardStatus(
+            container=container,
+            name=entry.name,
+            port=forward.published.key,
+            local=", ".join(_joined(address, forward.port) for address in forward.addresses),
+            remote="" if forward.remote is None else f"127.0.0.1:{forward.remote}",
+            state="reserved" if forward.remote is None else "open",
+            reason=forward.problem,
+            connections=forward.connections,
+            connections_total=forward.total,
+            bytes_in=forward.bytes_in,
+            bytes_out=forward.bytes_out,
+        )
     for one in entry.missing:
         yield ForwardStatus(
             container, entry.name, one.published.key, _asked(one.published), "", "not forwarded", one.reason
@@ -409,6 +449,8 @@ def _entry_status(container: str, entry: _Container) -> Iterable[ForwardStatus]:
 
 def _asked(published: Published) -> str:
     """Name a local address that could not be opened, as the user asked for it."""
+    if not published.first:
+        return shown_addresses(published.host_ip)[0]
     span = str(published.first) if published.first == published.last else f"{published.first}-{published.last}"
     return _joined(shown_addresses(published.host_ip)[0], span)
 
@@ -421,8 +463,6 @@ def _unsupported(published: Published) -> str:
     """Return why a published port cannot be forwarded at all, or ""."""
     if published.protocol == "sctp":
         return "SCTP does not pass through an SSH connection"
-    if published.protocol == "udp":
-        return "UDP is not forwarded"
     return ""
 
 
