@@ -40,6 +40,14 @@ class StreamedTests(RelayCase):
         self.assertEqual(client.received, OK)
         self.assertEqual((self.site.counters.requests, self.site.counters.active), (1, 0))
 
+    def test_head_and_body_leave_together(self) -> None:
+        """An answer that comes in one piece leaves in one piece: half the system calls of a small request."""
+        client, writes = self.client(GET), []
+        transport = client.transport.other
+        self.patch(transport, "write", writes.append)
+        self.send(self.upstream, OK)
+        self.assertEqual(writes, [OK])
+
     def test_keep_alive_and_one_daemon_connection(self) -> None:
         """Requests after each other use one connection on both sides."""
         client = self.client(GET)

@@ -45,6 +45,9 @@ class AnswerReceiver(Interface):
     def answer_data(self, data: bytes) -> None:
         """Take the next bytes of the answer's body."""
 
+    def answer_read(self) -> None:
+        """Note that what came together with the head has been handed over."""
+
     def answer_ends(self) -> None:
         """Note that the answer is complete; the connection is not this exchange's any more."""
 
@@ -171,6 +174,7 @@ class DaemonConnection(Protocol):
         receiver.answer_begins(head, framing)
         if self._receiver is receiver:  # it may have given up
             self._body(rest)
+            receiver.answer_read()
 
     def _body(self, data: bytes) -> None:
         receiver = self._receiver

@@ -146,6 +146,7 @@ class Exchange:
         "_chunked_answer",
         "_clock",
         "_collected",
+        "_corked",
         "_counters",
         "_daemon_done",
         "_downstream",
@@ -196,6 +197,7 @@ class Exchange:
         self._collected: AnswerHead | None = None  # the head of an answer that is read whole
         self._splitter: DocumentSplitter | None = None
         self._chunked_answer = False
+        self._corked: list[bytes] | None = None  # what is sent together with what follows it at once
         self._daemon_done = False
         self._half_closed = False
         self.request_complete = False
@@ -378,6 +380,7 @@ class Exchange:
 
     def answer_begins(self, head: AnswerHead, framing: Framing) -> None:
         """See :class:`rda.proxy.pool.AnswerReceiver`."""
+        self._corked = []
         mode = self._call.route.answer
         if mode is Answer.DOCUMENT and _is_json(head) and not framing.done:
             framing.decoding = True
@@ -397,6 +400,12 @@ class Exchange:
         limit = self._limits.answer_document if self._collected else self._limits.held
         if self._early_size > limit:
             raise WireError(f"it has more than the {limit} bytes that rda reads of such an answer")
+
+    def answer_read(self) -> None:
+        """See :class:`rda.proxy.pool.AnswerReceiver`: the head and what came with it leave in one piece."""
+        corked, self._corked = self._corked, None
+        if corked:
+            self._downstream.write(b"".join(corked))
 
     def answer_ends(self) -> None:
         """See :class:`rda.proxy.pool.AnswerReceiver`."""
@@ -531,7 +540,10 @@ class Exchange:
 
     def _write(self, data: bytes) -> None:
         self._counters.to_client += len(data)
-        self._downstream.write(data)
+        if self._corked is None:
+            self._downstream.write(data)
+        else:
+            self._corked.append(data)
 
     def _answer_read(self, head: AnswerHead) -> None:
         """The whole of an answer that is a document is there."""
@@ -560,6 +572,7 @@ class Exchange:
                 return
             if self._chunked_answer:
                 self._write(b"0\r\n\r\n")
+        self.answer_read()
         self._over()
         self._downstream.end()
 
@@ -601,6 +614,7 @@ class Exchange:
     def _over(self) -> None:
         self._answer = _Answer.OVER
         self._early = []
+        self._corked = None
         self._spool = None if self._spool is None else []
         self._tell_aborted()
         self._ended(self)

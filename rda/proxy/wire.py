@@ -63,6 +63,7 @@ _NO_TRAILERS = _CONNECTION_FIELDS | {b"host", b"authorization", b"content-encodi
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+_FIELD_LINES = re.compile(b"(?:(?:" + _TOKEN.pattern + b"):" + _FIELD_VALUE.pattern + b"\r\n)*")
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,15}")
 _DIGITS = re.compile(rb"[0-9]{1,18}")
 
@@ -258,15 +259,15 @@ class AnswerHead:
 
         :raises WireError: it is none.
         """
-        line, *rest = raw.split(b"\r\n")
+        line, _, lines = raw.partition(b"\r\n")
         found = _STATUS_LINE.fullmatch(line)
         if not found:
             raise WireError("the status line is none")
+        if lines and not _FIELD_LINES.fullmatch(lines + b"\r\n"):
+            raise WireError("a header line is none")
         fields = []
-        for field in rest:
-            name, colon, value = field.partition(b":")
-            if not colon or not is_token(name) or not _FIELD_VALUE.fullmatch(value):
-                raise WireError("a header line is none")
+        for field in lines.split(b"\r\n") if lines else ():
+            name, _, value = field.partition(b":")
             fields.append((name.lower(), field, value.strip(b" \t")))
         return cls(int(found[1]), int(found[2]), line, tuple(fields))
 
