@@ -216,13 +216,15 @@ class DockerSocket:
             return self._chosen[1]
         return None
 
-    def _open(self, way: Way, connection: Connection, factory: IProtocolFactory) -> Deferred[IProtocol]:
+    def _open(
+        self, way: Way, connection: Connection, factory: IProtocolFactory, patient: bool = True
+    ) -> Deferred[IProtocol]:
         if way is Way.STREAMLOCAL:
             return streamlocal(connection, self._address.path).connect(factory)
         if way is Way.TCP:
             return direct_tcp(connection, self._address.host, self._address.port).connect(factory)
         line = self._command(way)
-        return self._pool.connect(lambda any_connection: command(any_connection, line), factory)
+        return self._pool.connect(lambda any_connection: command(any_connection, line), factory, patient)
 
     def _command(self, way: Way) -> bytes:
         # Only a path of harmless characters gets here (_find_way): nothing is left for a shell to interpret.
@@ -309,7 +311,7 @@ class DockerSocket:
         assert way is not None
         while len(self._spares) + self._opening < SPARES and self._may_keep(way, connection):
             self._opening += 1
-            opening = self._open(way, connection, Factory.forProtocol(lambda: _Spare(self._dead)))
+            opening = self._open(way, connection, Factory.forProtocol(lambda: _Spare(self._dead)), patient=False)
             opening.addCallbacks(self._opened, self._not_opened)
 
     def _may_keep(self, way: Way, connection: Connection) -> bool:

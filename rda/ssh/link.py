@@ -182,6 +182,7 @@ class Link(Service):
         super().stopService()
         self._docker.close()
         closing = DeferredList([line.stopService() for line in self._lines])
+        self._wake()
         return closing.addCallback(lambda _: self._connector.closed())
 
     def retry(self) -> None:

@@ -81,21 +81,27 @@ class SessionPool:
         self._waiting: deque[Deferred[None]] = deque()
 
     def connect(
-        self, make: Callable[[Connection], IStreamClientEndpoint], factory: IProtocolFactory
+        self,
+        make: Callable[[Connection], IStreamClientEndpoint],
+        factory: IProtocolFactory,
+        patient: bool = True,
     ) -> Deferred[IProtocol]:
         """Open a session channel.
 
         :param make: given a connection, makes the endpoint to connect.
+        :param patient: wait for room; else fail with :class:`rda.errors.LinkDown` when there is none at once.
         :returns: fails with :class:`rda.errors.LinkDown` when there is no connection, or no room within a named time,
             and with :class:`rda.errors.ChannelRefused` when the server refuses what was asked for itself.
         """
-        return Deferred.fromCoroutine(self._connect(make, factory))
+        return Deferred.fromCoroutine(self._connect(make, factory, SESSION_WAIT if patient else 0.0))
 
     async def _connect(
-        self, make: Callable[[Connection], IStreamClientEndpoint], factory: IProtocolFactory
+        self, make: Callable[[Connection], IStreamClientEndpoint], factory: IProtocolFactory, patience: float
     ) -> IProtocol:
-        deadline = self._clock.seconds() + SESSION_WAIT
+        deadline = self._clock.seconds() + patience
         while True:
+            if not any(line.running for line in self._lines):
+                raise LinkDown("rda is not connected to the remote host: it is stopping.")
             line = next((line for line in self._lines if _room(line)), None)
             if line is None:
                 await self._wait(deadline)
@@ -110,7 +116,7 @@ class SessionPool:
                 return await make(connection).connect(factory)
             except LinkDown:
                 # Lost before the channel was open: nothing has been said over it, so it may be opened again.
-                if not connection.closed:
+                if not connection.closed or self._clock.seconds() >= deadline:
                     raise
             except ChannelRefused as error:
                 await self._refused(error, connection, deadline)
