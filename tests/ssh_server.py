@@ -38,7 +38,7 @@ from twisted.cred.portal import Portal
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IHalfCloseableProtocol, IProtocolFactory
 from twisted.internet.task import Clock
-from twisted.internet.testing import MemoryReactorClock  # noqa: F401  (re-exported for the link's tests)
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.test.iosim import FakeTransport, IOPump
 
@@ -284,6 +284,9 @@ class ServerChannel(SSHChannel):
 class ServerConnection(connection.SSHConnection):
     """The server's connection service; global requests are remembered."""
 
+    # Conch logs every refused channel with its traceback.
+    _log = Logger(observer=lambda event: None)
+
     def gotGlobalRequest(self, requestType, data):
         self.transport.factory.remote.global_requests.append(requestType)
         return self.transport.factory.remote.answers_pings
@@ -303,8 +306,6 @@ class _User(ConchUser):
         keywords = {"remoteWindow": windowSize, "remoteMaxPacket": maxPacket, "avatar": self}
         remote = self.remote
         remote.opened.append((channelType, data))
-        if remote.hold_opens is not None:
-            raise AssertionError("held opens are handled before this")
         if channelType == b"session":
             if remote.sessions_left == 0:
                 raise ConchError("open failed", connection.OPEN_CONNECT_FAILED)
@@ -353,7 +354,6 @@ class Remote:
     sessions_left: int = -1
     deaf: bool = False
     answers_pings: bool = False
-    hold_opens: None = None
     global_requests: list[bytes] = field(default_factory=list)
     channels: list[ServerChannel] = field(default_factory=list)
     opened: list[tuple[bytes, bytes]] = field(default_factory=list)

@@ -14,9 +14,7 @@ from twisted.conch.ssh import connection as conch
 from twisted.conch.ssh.common import NS, getNS
 from twisted.internet.address import HostnameAddress, UNIXAddress
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.error import (
-    ConnectingCancelledError,
-)
+from twisted.internet.error import NoProtocol
 from twisted.internet.interfaces import (
     IProtocol,
     IProtocolFactory,
@@ -66,7 +64,7 @@ class Connection(conch.SSHConnection):
 
     :param max_window: bytes that the window of a channel may grow to.
     :ivar sinks: channels that take data, by our number; the transport's short way.
-    :ivar closed: the SSH connection is gone.
+    :ivar closed: the login is not done yet, or the SSH connection is gone.
     :ivar round_trip: seconds of the fastest answer seen so far, None before any: what a round trip is without queues.
     """
 
@@ -81,9 +79,13 @@ class Connection(conch.SSHConnection):
         self.round_trip: float | None = None
         self._waiting: dict[StreamChannel, None] = {}
         self._pings: deque[tuple[Deferred[float], float]] = deque()
-        self.closed = False
+        self.closed = True  # until it is started
 
     # -- life
+
+    def serviceStarted(self) -> None:
+        """The login is done."""
+        self.closed = False
 
     def serviceStopped(self) -> None:
         """The SSH connection is gone: so is every channel."""
@@ -283,11 +285,14 @@ class ChannelEndpoint:
         channel = self._make()
 
         def attach(channel: StreamChannel) -> IProtocol:
-            protocol = protocolFactory.buildProtocol(channel.getPeer())
-            if protocol is None:
+            try:
+                protocol = protocolFactory.buildProtocol(channel.getPeer())
+                if protocol is None:
+                    raise NoProtocol
+                channel.attach(protocol)
+            except Exception:
                 channel.abortConnection()
-                raise ConnectingCancelledError(channel.getPeer())
-            channel.attach(protocol)
+                raise
             return protocol
 
         opened = channel.connect(self._connection, self._extra)

@@ -427,8 +427,10 @@ class StreamChannel(SSHChannel):
 
     def write(self, data: bytes) -> None:
         """Send data; what cannot be sent yet is kept, and the producer, if there is one, paused."""
-        if not data or self._lost or self.disconnecting or self._eof_wanted or self.remoteClosed:
+        if not data or self._lost or self._eof_wanted or self.remoteClosed:
             return
+        if self.disconnecting and (self._producer is None or self._streaming):
+            return  # closing waits for nobody but a pull producer
         if self._outgoing:
             self._outgoing.append(memoryview(data))
             return
