@@ -264,6 +264,15 @@ class LossTests(RelayCase):
                 assert client.lost is not None
                 client.lost.trap(ConnectionLost)
 
+    def test_a_reset_is_no_end(self) -> None:
+        """An answer that lasts until the connection ends does not end cleanly with a reset."""
+        client = self.client(GET)
+        self.send(self.upstream, b"HTTP/1.1 200 OK\r\n\r\nabc")
+        self.upstream.transport.abortConnection()
+        self.pump()
+        assert client.lost is not None
+        client.lost.trap(ConnectionLost)
+
     def test_malformed_answer(self) -> None:
         """An answer that is no HTTP is an error, and once it has begun the end of the client's connection."""
         client = self.client(GET)
@@ -303,6 +312,7 @@ class LossTests(RelayCase):
         self.send(self.upstream, OK)
         self.assertEqual(client.received, OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
         self.assertTrue(client.closed_cleanly)
+        self.assertEqual(self.site.proxy.pool.idle, 0)
 
     def test_a_client_that_half_closed_and_then_vanished(self) -> None:
         """A client that goes away after its half-close is found by the reaper."""
@@ -544,6 +554,38 @@ class RewrittenTests(RelayCase):
         self.pump()
         self.assertEqual(client.received, message)
 
+    def test_a_body_waits_for_the_decision(self) -> None:
+        """While the rewriter decides, a streamed body stays with the client; when it refuses, the body is drained."""
+        for verdict in (True, False):
+            ready: Deferred[Outgoing] = Deferred()
+            self.rewriter.on_outgoing = lambda call, body, ready=ready: ready
+            size = 20 * HIGH_WATER
+            head = b"PUT /containers/web/archive HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % size
+            client = self.client(head)
+            for _ in range(20):
+                self.send(client, b"x" * HIGH_WATER)
+            self.assertGreater(client.transport.buffered, 15 * HIGH_WATER)
+            if verdict:
+                ready.callback(Outgoing())
+                self.pump()
+                self.assertTrue(self.upstream.received.endswith(b"\r\n\r\n" + b"x" * size))
+            else:
+                ready.errback(Refused("no"))
+                self.pump()
+                self.assert_error(client, 403)
+            self.assertEqual(client.transport.buffered, 0)
+
+    def test_a_body_that_outlives_its_held_answer(self) -> None:
+        """What the client still sends after the daemon has answered goes nowhere, least of all into the answer."""
+        seen: Deferred[None] = Deferred()
+        self.rewriter.on_answered = lambda status, body: seen
+        client = self.client(b"PUT /containers/web/archive HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nabc")
+        self.send(self.upstream, OK)
+        self.send(client, b"def")
+        seen.callback(None)
+        self.pump()
+        self.assertEqual(client.received, OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+
     def test_aborted_when_the_client_leaves(self) -> None:
         """What outgoing reserved is undone, once, when the client leaves: before it was decided, and after."""
         ready: Deferred[Outgoing] = Deferred()
@@ -769,6 +811,23 @@ class HijackTests(RelayCase):
         )
         self.hijacked(request, b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n")
 
+    def test_101_before_the_request_is_complete(self) -> None:
+        """A switch of protocols in the middle of a request's body is an error on both sides."""
+        request = post(b"/v1.45/exec/1/start", b"{}", b"Connection: Upgrade\r\nUpgrade: tcp\r\n")
+        client = self.client(request[:-1])
+        self.send(self.upstream, UPGRADED)
+        self.assert_error(client, 502)
+        self.assertIsNotNone(self.upstream.lost)
+
+    def test_much_early_input(self) -> None:
+        """Early input beyond what is read ahead waits with the client, and flows when the tunnel starts."""
+        client = self.client(ATTACH)
+        for _ in range(10):
+            self.send(client, b"x" * HIGH_WATER)
+        self.assertGreater(client.transport.buffered, 5 * HIGH_WATER)
+        self.send(self.upstream, UPGRADED)
+        self.assertEqual(self.upstream.received, ATTACH + b"x" * 10 * HIGH_WATER)
+
     def test_101_unasked(self) -> None:
         """A 101 that nobody asked for is not HTTP."""
         client = self.client(GET)
@@ -836,6 +895,7 @@ class HijackTests(RelayCase):
         self.pump()
         self.assertTrue(upstream.closed_cleanly)
         self.assertFalse(upstream.transport.other.connected)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
         client, upstream = self.hijacked()
         upstream.transport.pauseProducing()

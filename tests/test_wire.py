@@ -268,6 +268,8 @@ class RequestHeadTests(SynchronousTestCase):
         self.assertEqual(head, b"POST /x HTTP/1.1\r\nHost: x\r\nA: b\r\nContent-Length: 7\r\n\r\n")
         self.assertIn(b"\r\nTransfer-Encoding: chunked\r\n\r\n", request_head(b"PUT", b"/", 1, [], chunked=True))
         self.assertEqual(request_head(b"GET", b"/", 0, []), b"GET / HTTP/1.0\r\n\r\n")
+        trick = [(b"Host", b"x"), (b"Connection", b"Host")]
+        self.assertEqual(request_head(b"GET", b"/", 1, trick), b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
 
     def test_upgrade(self) -> None:
         """An upgrade is asked for as the client did."""
