@@ -33,6 +33,8 @@ PURE = (
     "docker/*.py",
     "proxy/wire.py",
     "proxy/limits.py",
+    "proxy/counters.py",
+    "proxy/guard.py",
     "sync/tree.py",
     "sync/plan.py",
     "ssh/known_hosts.py",

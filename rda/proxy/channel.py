@@ -31,9 +31,9 @@ from zope.interface import implementer
 from rda.errors import BadRequest, BodyTooLarge, HeadTooLarge, RdaError, RequestTimeout
 from rda.proxy import tls
 from rda.proxy.limits import Limits
-from rda.proxy.relay import Exchange, RequestHead
+from rda.proxy.relay import Exchange
 from rda.proxy.tunnel import Tunnel, hung_up
-from rda.proxy.wire import Chunked, WireError, tokens
+from rda.proxy.wire import Chunked, RequestHead, WireError, tokens
 from rda.sockets import send_now
 
 if TYPE_CHECKING:

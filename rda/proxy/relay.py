@@ -13,7 +13,6 @@ or ``aborted``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
 
@@ -27,58 +26,17 @@ from rda.docker import document, routes
 from rda.docker.routes import Answer, Call, Outgoing, RequestBody
 from rda.errors import BodyTooLarge, DaemonUnreachable, RdaError
 from rda.interfaces import ICallRewriter
+from rda.proxy.counters import Counters
 from rda.proxy.limits import Limits
 from rda.proxy.pool import DaemonConnection, DaemonPool
 from rda.proxy.tunnel import ClientEnd, Flow, Tunnel
-from rda.proxy.wire import AnswerHead, Chunked, DocumentSplitter, Framing, WireError, chunk, request_head
+from rda.proxy.wire import AnswerHead, Chunked, DocumentSplitter, Framing, RequestHead, WireError, chunk, request_head
 
-__all__ = ["Counters", "Downstream", "Exchange", "RequestHead"]
+__all__ = ["Downstream", "Exchange"]
 
 #: The docker CLI asks for gzip on tcp and ssh endpoints, and dockerd then spends five times the time of an archive
 #: download on compressing it; and what is to be rewritten has to be readable.
 _UNCOMPRESSED = (b"accept-encoding",)
-
-
-@dataclass
-class Counters:
-    """What a site has done so far, for status and metrics.
-
-    :ivar requests: heads read, including the refused ones.
-    :ivar refused: answered by rda instead of the daemon: errors of the client's or of the link.
-    :ivar active: exchanges under way, tunnels included.
-    :ivar hijacks: open tunnels; ``hijacks_total``: all there have been.
-    :ivar retries: requests sent again because a kept connection turned out to be dead.
-    :ivar to_daemon: bytes sent to the daemon; ``to_client``: bytes sent to clients.
-    """
-
-    requests: int = 0
-    refused: int = 0
-    active: int = 0
-    hijacks: int = 0
-    hijacks_total: int = 0
-    retries: int = 0
-    to_daemon: int = 0
-    to_client: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class RequestHead:
-    """The head of a request, as parsed.
-
-    :ivar minor: of the HTTP version, 0 or 1.
-    :ivar fields: name and value, as they came.
-    :ivar length: of the body in bytes, 0 also where there is none; None when it is chunked.
-    """
-
-    method: bytes
-    target: bytes
-    minor: int
-    fields: tuple[tuple[bytes, bytes], ...]
-    length: int | None
-
-    def first(self, name: bytes) -> bytes | None:
-        """Return the first value of a field, given in lower case, or None."""
-        return next((value for field, value in self.fields if field.lower() == name), None)
 
 
 class Downstream(Protocol):
@@ -176,7 +134,7 @@ class Exchange:
         rewriter: ICallRewriter,
         clock: IReactorTime,
         counters: Counters,
-        ended: Callable[[Exchange], None],
+        ended: Callable[[], None],
     ) -> None:
         self._downstream = downstream
         self._head = head
@@ -464,7 +422,7 @@ class Exchange:
         self._counters.hijacks -= 1
         self._counters.to_daemon += tunnel.to_daemon
         self._counters.to_client += tunnel.to_client
-        self._ended(self)
+        self._ended()
 
     # --------------------------------------------------------------------------------------- the answer, to the client
 
@@ -617,7 +575,7 @@ class Exchange:
         self._corked = None
         self._spool = None if self._spool is None else []
         self._tell_aborted()
-        self._ended(self)
+        self._ended()
 
     def _tell_aborted(self) -> None:
         """Tell the rewriter, unless it knows or has not decided yet (then it is told when it has)."""

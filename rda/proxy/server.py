@@ -14,13 +14,15 @@ from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
 
 from rda.docker import routes
-from rda.errors import LinkDown, RdaError, Refused
+from rda.errors import RdaError, Refused
 from rda.interfaces import ICallRewriter
 from rda.proxy.channel import DockerChannel, DockerRequest
+from rda.proxy.counters import Counters
 from rda.proxy.guard import check_framing, check_origin
 from rda.proxy.limits import Limits
 from rda.proxy.pool import DaemonPool
-from rda.proxy.relay import Counters, Exchange, RequestHead
+from rda.proxy.relay import Exchange
+from rda.proxy.wire import RequestHead
 
 __all__ = ["OWN_PREFIX", "Busy", "DockerSite", "ProxyResource"]
 
@@ -28,8 +30,11 @@ __all__ = ["OWN_PREFIX", "Busy", "DockerSite", "ProxyResource"]
 OWN_PREFIX = "/_rda"
 
 
-class Busy(LinkDown):
+class Busy(RdaError):
     """rda takes no more work at the moment: it is stopping, or has too many connections."""
+
+    status = 503
+    retry_after = 2
 
 
 class ProxyResource(Resource):
@@ -48,7 +53,7 @@ class ProxyResource(Resource):
         self._clock = clock
         self._counters = counters
 
-    def exchange(self, request: DockerRequest, head: RequestHead, ended: Callable[[Exchange], None]) -> Exchange | None:
+    def exchange(self, request: DockerRequest, head: RequestHead, ended: Callable[[], None]) -> Exchange | None:
         """Decide what happens to a request; None for rda's own.
 
         :param ended: called when the exchange is over.
@@ -106,7 +111,6 @@ class DockerSite(server.Site):
         self._peer_guard = peer_guard
         self._channels: set[DockerChannel] = set()
         self._refused: set[DockerChannel] = set()
-        self._exchanges: set[Exchange] = set()
         self._drained: list[Deferred[None]] = []
         self._reaper: IDelayedCall | None = None
         self.proxy = ProxyResource(DaemonPool(upstream, clock, limits), rewriter, clock, self.counters)
@@ -184,7 +188,6 @@ class DockerSite(server.Site):
             raise
         if exchange is not None:
             self.counters.active += 1
-            self._exchanges.add(exchange)
         return exchange
 
     def _check(self, transport: Any, head: RequestHead) -> None:
@@ -195,8 +198,7 @@ class DockerSite(server.Site):
         if self.draining:
             raise Busy("rda is stopping; try again when it is back")
 
-    def _exchange_ended(self, exchange: Exchange) -> None:
-        self._exchanges.discard(exchange)
+    def _exchange_ended(self) -> None:
         self.counters.active -= 1
 
     # -------------------------------------------------------------------------------------------------- stop and clean

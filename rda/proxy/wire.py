@@ -21,6 +21,7 @@ __all__ = [
     "Framing",
     "HeadReader",
     "Length",
+    "RequestHead",
     "UntilClose",
     "WireError",
     "chunk",
@@ -237,6 +238,26 @@ class Chunked(Framing):
 
 
 # ---------------------------------------------------------------------------------------------------------- heads
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """The head of a request, as parsed.
+
+    :ivar minor: of the HTTP version, 0 or 1.
+    :ivar fields: name and value, as they came.
+    :ivar length: of the body in bytes, 0 also where there is none; None when it is chunked.
+    """
+
+    method: bytes
+    target: bytes
+    minor: int
+    fields: tuple[tuple[bytes, bytes], ...]
+    length: int | None
+
+    def first(self, name: bytes) -> bytes | None:
+        """Return the first value of a field, given in lower case, or None."""
+        return next((value for field, value in self.fields if field.lower() == name), None)
 
 
 @dataclass(frozen=True, slots=True)
