@@ -147,6 +147,11 @@ def _choose(what: str, ours: Sequence[bytes], theirs: Sequence[bytes]) -> bytes:
     raise Disagreement(f"no {what} in common: it offers {_names(theirs)}; rda accepts {_names(ours)}")
 
 
+def _methods(names: Sequence[bytes]) -> list[bytes]:
+    """The list of key exchange methods without the markers that are in it."""
+    return [name for name in names if not name.startswith((b"ext-info-", b"kex-strict-"))]
+
+
 def _names(names: Sequence[bytes]) -> str:
     return ", ".join(name.decode("ascii", "backslashreplace") for name in names) or "none"
 
@@ -156,10 +161,7 @@ def negotiate(ours: Proposal, theirs: Proposal) -> Agreement:
 
     :raise Disagreement: when there is a list without a common name.
     """
-    markers = (EXT_INFO_CLIENT, STRICT_CLIENT)
-    exchange = _choose(
-        "key exchange method", [name for name in ours.exchanges if name not in markers], theirs.exchanges
-    )
+    exchange = _choose("key exchange method", _methods(ours.exchanges), _methods(theirs.exchanges))
     host_key = _choose("host key algorithm", ours.host_keys, theirs.host_keys)
     cipher_out = _choose("cipher", ours.ciphers_out, theirs.ciphers_out)
     cipher_in = _choose("cipher", ours.ciphers_in, theirs.ciphers_in)
