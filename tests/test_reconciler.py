@@ -104,7 +104,7 @@ class ReconcilerTests(SynchronousTestCase):
 
     def test_adopts_what_runs(self) -> None:
         """Containers made before this process started get their forwards and mirrors when the link comes up."""
-        self.there_is(container(sources=("/src",)))
+        self.there_is(container(originals={"b0": "/src:/app"}, sources=("/src",)))
         self.link_up()
         self.assertEqual(self.forwards.open, {WEB: {"80/tcp": 32768}})
         self.assertEqual(self.mirrors.held, {WEB: ("/src",)})
@@ -178,7 +178,7 @@ class ReconcilerTests(SynchronousTestCase):
         self.daemon.end_streams()
         self.endpoint.pump()
         self.there_is(None)
-        self.clock.advance(1)
+        self.clock.advance(5)
         self.endpoint.pump()
         self.assertEqual(len(self.daemon.streams), 1)
         self.assertEqual(self.forwards.open, {})
@@ -190,8 +190,11 @@ class ReconcilerTests(SynchronousTestCase):
         self.reconciler.link_down()
         self.endpoint.pump()
         self.assertEqual(self.forwards.open, {WEB: {"80/tcp": 32768}})
-        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.clock.advance(30)
+        self.endpoint.pump()
+        self.assertEqual(len(self.daemon.streams), 1)
         self.link_up()
+        self.assertEqual(len(self.daemon.streams), 2)
         self.assertIsNotNone(self.reconciler.known(WEB))
 
     def test_port_in_use(self) -> None:
