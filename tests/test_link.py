@@ -246,8 +246,6 @@ class LinkCase(SynchronousTestCase):
 class LifeTests(LinkCase):
     def test_connects(self) -> None:
         """A started link connects, and its status says to whom and how."""
-        waiting = self.link.when_connected()
-        self.failureResultOf(waiting, LinkDown)  # not started
         self.start()
         self.successResultOf(self.link.when_connected())
         status = self.link.status()
@@ -405,6 +403,16 @@ class WaitingTests(LinkCase):
         self.successResultOf(connecting)
         self.failureResultOf(tcp, ChannelRefused)
 
+    def test_asked_before_the_start(self) -> None:
+        """Requests that come before the link is started wait for that too, of every kind."""
+        self.remote.commands[b"cat"] = Factory.forProtocol(Echo)
+        asked = [self.connect(self.link.docker()), self.connect(self.link.command(b"cat")), self.link.when_connected()]
+        self.network.settle()
+        self.assertEqual(self.network.attempts, 0)
+        self.start()
+        for one in asked:
+            self.successResultOf(one)
+
     def test_waits_no_longer_than_that(self) -> None:
         """After a named time a request is told what is wrong; it becomes 503."""
         self.network.state = "refused"
@@ -535,12 +543,40 @@ class KeepaliveTests(LinkCase):
         self.network.advance(1)
         self.assertEqual(self.link.status().state, "connected")
 
+    def test_a_busy_peer(self) -> None:
+        """A peer that sends anything lives, even if its answers to pings are stuck behind a long queue."""
+        self.start()
+        client = self.connected(self.link.docker())
+        self.remote.deaf = True
+        self.link.network_changed()
+        for _ in range(30):
+            client.transport.write(b"x")
+            self.network.advance(1)
+        self.assertEqual(self.link.status().connects, 1)
+        self.assertEqual(client.received, b"x" * 30)
+
     def test_an_idle_peer_that_lives(self) -> None:
         """A peer that answers keeps its connection, idle or not."""
         self.start()
         self.network.advance(300, step=5.0)
         self.assertEqual(self.link.status().connects, 1)
         self.assertGreater(len(self.remote.global_requests), 50)
+
+    def test_a_peer_that_is_gone_after_a_change(self) -> None:
+        """A peer that does not answer soon after a change of the network is given up without waiting for longer."""
+        self.start()
+        self.network.advance(5)
+        self.remote.deaf = True
+        for _ in range(3):
+            self.link.network_changed()
+            self.network.advance(1)
+        self.assertIn("has not answered for 3 s after a change of the network", self.link.status().reason)
+        self.remote.deaf = False
+        self.network.advance(1)
+        self.assertEqual(self.link.status().state, "connected")
+        self.link.network_changed()
+        self.network.advance(10)
+        self.assertEqual(self.link.status().connects, 2)
 
     def test_network_changed(self) -> None:
         """After a change of the network the peer is asked at once, and a waiting link does not wait."""

@@ -22,11 +22,12 @@ from rda.ssh.channels import direct_tcp
 from rda.ssh.host_keys import HostKeys
 from rda.ssh.identities import KeyStore
 from rda.ssh.known_hosts import HostName
+from rda.ssh.line import WatchedTransport
 from rda.ssh.login import Login, LoginKeys
 from rda.ssh.proxy_command import ProxyCommandEndpoint
 from rda.ssh.sessions import SessionConnection
 from rda.ssh.ssh_config import Target
-from rda.ssh.transport import ClientTransport, Options
+from rda.ssh.transport import Options
 
 __all__ = ["Connector"]
 
@@ -52,10 +53,10 @@ class Connector:
     pins: tuple[str, ...] = ()
     wall_clock: Callable[[], float] = lambda: 0.0
     direct: Callable[[Target], IStreamClientEndpoint] | None = None
-    _alive: set[ClientTransport] = field(default_factory=set)
+    _alive: set[WatchedTransport] = field(default_factory=set)
     _waiting: list[Deferred[None]] = field(default_factory=list)
 
-    def open(self, target: Target) -> Deferred[ClientTransport]:
+    def open(self, target: Target) -> Deferred[WatchedTransport]:
         """Connect, verify and log in.
 
         :returns: fires with the transport when its connection service runs. Fails with :class:`rda.errors.LinkDown`
@@ -70,7 +71,7 @@ class Connector:
         self._check()
         return waiting
 
-    def _gone(self, reason: RdaError, transport: ClientTransport) -> RdaError:
+    def _gone(self, reason: RdaError, transport: WatchedTransport) -> RdaError:
         self._alive.discard(transport)
         self._check()
         return reason
@@ -81,7 +82,7 @@ class Connector:
             for one in waiting:
                 one.callback(None)
 
-    async def _open(self, target: Target, pins: tuple[str, ...]) -> ClientTransport:
+    async def _open(self, target: Target, pins: tuple[str, ...]) -> WatchedTransport:
         hop = await self._open(target.via, ()) if target.via is not None else None
         try:
             transport = await self._over(self._endpoint(target, hop), target, pins)
@@ -93,7 +94,7 @@ class Connector:
             self._tie(transport, hop)
         return transport
 
-    def _tie(self, transport: ClientTransport, hop: ClientTransport) -> None:
+    def _tie(self, transport: WatchedTransport, hop: WatchedTransport) -> None:
         """A jump host's connection is there for this one alone, and goes with it."""
 
         def end_hop(reason: RdaError) -> RdaError:
@@ -102,7 +103,7 @@ class Connector:
 
         transport.lost.addCallback(end_hop)
 
-    def _endpoint(self, target: Target, hop: ClientTransport | None) -> IStreamClientEndpoint:
+    def _endpoint(self, target: Target, hop: WatchedTransport | None) -> IStreamClientEndpoint:
         if hop is not None:
             return direct_tcp(hop.connection, target.host, target.port)
         if target.proxy_command:
@@ -112,12 +113,12 @@ class Connector:
         # Tries the addresses of both families in parallel (RFC 8305).
         return HostnameEndpoint(self.reactor, target.host, target.port, timeout=target.connect_timeout)
 
-    async def _over(self, endpoint: IStreamClientEndpoint, target: Target, pins: tuple[str, ...]) -> ClientTransport:
+    async def _over(self, endpoint: IStreamClientEndpoint, target: Target, pins: tuple[str, ...]) -> WatchedTransport:
         login = self._login(target)
         options = Options(compression=target.compression)
         if self.store.ask is not None:
             options = Options(compression=target.compression, handshake_seconds=LOGIN_WITH_PERSON)
-        transport = ClientTransport(self._host_keys(target, pins), login, self.reactor, options, SessionConnection())
+        transport = WatchedTransport(self._host_keys(target, pins), login, self.reactor, options, SessionConnection())
         connecting = endpoint.connect(_quiet(transport))
 
         def too_slow(result: object, seconds: float) -> None:
@@ -159,8 +160,8 @@ class Connector:
         )
 
 
-def _quiet(transport: ClientTransport) -> Factory[ClientTransport]:
-    factory: Factory[ClientTransport] = Factory.forProtocol(lambda: transport)
+def _quiet(transport: WatchedTransport) -> Factory[WatchedTransport]:
+    factory: Factory[WatchedTransport] = Factory.forProtocol(lambda: transport)
     factory.noisy = False  # no log line for each attempt
     return factory
 

@@ -36,7 +36,7 @@ from rda.errors import LinkDown, RdaError
 from rda.ssh.channels import Connection
 from rda.ssh.transport import ClientTransport
 
-__all__ = ["Backoff", "Line", "Opened"]
+__all__ = ["Backoff", "Line", "Opened", "WatchedTransport"]
 
 #: Seconds before the first new attempt, and the most between two. The second is what a user whose network is back waits
 #: at worst without :meth:`Line.retry`.
@@ -59,7 +59,25 @@ MAX_WAITING = 1024
 IDLE_SECONDS = 60.0
 
 
+#: Seconds that a peer has to answer after a change of the network, and the same in round trips for slow paths.
+DOUBT_SECONDS = 3.0
+DOUBT_ROUND_TRIPS = 4
+
 T = TypeVar("T")
+
+
+class WatchedTransport(ClientTransport):
+    """A transport that knows when it last heard of its peer.
+
+    :ivar heard_at: by its clock, in seconds.
+    """
+
+    heard_at = float("-inf")
+
+    def dataReceived(self, data: bytes) -> None:
+        """Anything that comes is a sign of life: on a busy line the answer to a ping may queue behind megabytes."""
+        self.heard_at = self.clock.seconds()
+        super().dataReceived(data)
 
 
 @dataclass(frozen=True)
@@ -71,7 +89,7 @@ class Opened:
     :ivar alive_count: probes without an answer until the peer counts as dead.
     """
 
-    transport: ClientTransport
+    transport: WatchedTransport
     label: str
     alive_interval: float
     alive_count: int
@@ -114,6 +132,7 @@ class Line(Service):
     :param on_change: called when :attr:`state` has changed.
     :param on_demand: connect only when somebody asks, and close when nothing has used it for a while.
     :ivar state: ``stopped``, ``idle``, ``connecting``, ``connected``, ``waiting`` or ``failed``.
+    :ivar ended: it was stopped; before its start, requests wait for that.
     :ivar reason: why it is not connected.
     :ivar since: when the state began, seconds since the epoch.
     :ivar next_try: when the next attempt is made, seconds since the epoch.
@@ -145,6 +164,7 @@ class Line(Service):
         self._idle_timer: IDelayedCall | None = None
         self._closing: Deferred[None] | None = None
         self.opened: Opened | None = None
+        self.ended = False
         self.state = "stopped"
         self.reason = ""
         self.since = wall_clock()
@@ -167,7 +187,7 @@ class Line(Service):
     @property
     def usable(self) -> bool:
         """Whether asking for :meth:`session` has a chance."""
-        return bool(self.running) and (self._failure is None or self._on_demand)
+        return not self.ended and (self._failure is None or self._on_demand)
 
     def startService(self) -> None:
         """Connect, or be ready to."""
@@ -175,7 +195,8 @@ class Line(Service):
             return
         super().startService()
         self._failure = None
-        if self._on_demand:
+        self.ended = False
+        if self._on_demand and not self._waiting:
             self._become("idle")
         else:
             self._connect()
@@ -183,6 +204,7 @@ class Line(Service):
     def stopService(self) -> Deferred[None]:
         """Close the connection; fires when it is closed. Whoever waits for it is told."""
         super().stopService()
+        self.ended = True
         self._release(LinkDown("rda is closing its connection to the remote host."))
         closed = self._disconnect()
         self._become("stopped")
@@ -196,7 +218,7 @@ class Line(Service):
         """
         if self.transport is not None:
             return succeed(self.transport)
-        if not self.running:
+        if self.ended:
             return fail(LinkDown("rda is not connected to the remote host: it is stopping."))
         if self._failure is not None and not self._on_demand:
             return fail(self._failure)
@@ -204,7 +226,7 @@ class Line(Service):
             return fail(LinkDown(f"More than {MAX_WAITING} requests wait for the connection. {self.reason}".strip()))
         waiting: Deferred[ClientTransport] = Deferred(self._forget)
         self._waiting[waiting] = None if limit is None else self._clock.callLater(limit, self._tired, waiting, limit)
-        if self._client is None:
+        if self.running and self._client is None:
             self._failure = None
             self._connect()
         return waiting
@@ -236,7 +258,7 @@ class Line(Service):
     def probe(self) -> None:
         """Something may have happened to the network: find out now whether the connection still lives."""
         if self._watch is not None:
-            self._watch.probe()
+            self._watch.doubt()
         else:
             self.retry()
 
@@ -402,7 +424,10 @@ class Line(Service):
 
 
 class _Keepalive:
-    """Asks the peer for a sign of life, and ends the connection of one that gives none (ssh_config's ServerAlive*)."""
+    """Asks the peer for a sign of life, and ends the connection of one that gives none (ssh_config's ServerAlive*).
+
+    Like ssh, it takes whatever comes from the peer for one.
+    """
 
     def __init__(self, opened: Opened, clock: IReactorTime, measured: Callable[[float], None]) -> None:
         self._opened = opened
@@ -411,6 +436,7 @@ class _Keepalive:
         self._missed = 0
         self._asked = False
         self._timer: IDelayedCall | None = None
+        self._doubt: IDelayedCall | None = None
 
     def start(self) -> None:
         self.probe()
@@ -419,10 +445,34 @@ class _Keepalive:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._trust()
+
+    def _trust(self) -> None:
+        if self._doubt is not None:
+            self._doubt.cancel()
+            self._doubt = None
+
+    def doubt(self) -> None:
+        """The network has changed: a peer that does not answer soon is not behind it any more."""
+        if self._doubt is not None:
+            return  # it is in doubt already, and must not become less so by more changes
+        seconds = max(DOUBT_SECONDS, DOUBT_ROUND_TRIPS * (self._opened.transport.connection.round_trip or 0.0))
+        self._asked = False  # the last question may have got lost on the old way
+        self.probe()
+        self._doubt = self._clock.callLater(seconds, self._unanswered, seconds)
+
+    def _heard_within(self, seconds: float) -> bool:
+        return self._clock.seconds() - self._opened.transport.heard_at < seconds
+
+    def _unanswered(self, seconds: float) -> None:
+        self._doubt = None
+        if not self._heard_within(seconds):
+            self._dead(f"has not answered for {seconds:.0f} s after a change of the network")
 
     def probe(self) -> None:
         """Ask now, and again after each interval."""
-        self.stop()
+        if self._timer is not None:
+            self._timer.cancel()
         self._timer = self._clock.callLater(self._opened.alive_interval, self._tick)
         if not self._asked:
             self._asked = True
@@ -431,20 +481,26 @@ class _Keepalive:
     def _answered(self, seconds: float) -> None:
         self._asked = False
         self._missed = 0
+        self._trust()
         self._measured(seconds)
 
     def _tick(self) -> None:
         self._timer = None
-        if self._asked:
+        if self._heard_within(self._opened.alive_interval):
+            self._missed = 0
+        elif self._asked:
             self._missed += 1
         if self._missed >= self._opened.alive_count:
             silence = self._opened.alive_interval * self._opened.alive_count
-            transport = self._opened.transport
-            transport.fail(LinkDown(f"{self._opened.label} has not answered for {silence:.0f} s."))
-            # It takes no farewell either.
-            transport.abortConnection()
-            return
-        self.probe()
+            self._dead(f"has not answered for {silence:.0f} s")
+        else:
+            self.probe()
+
+    def _dead(self, what: str) -> None:
+        transport = self._opened.transport
+        transport.fail(LinkDown(f"{self._opened.label} {what}."))
+        # It takes no farewell either.
+        transport.abortConnection()
 
 
 @implementer(IStreamClientEndpoint)

@@ -35,6 +35,7 @@ from rda.ssh.connect import Connector
 from rda.ssh.docker_socket import DockerSocket, parse_docker
 from rda.ssh.identities import AskPassphrase, KeyStore
 from rda.ssh.line import Backoff, Line, Opened
+from rda.ssh.network_watch import NetworkWatch
 from rda.ssh.sessions import SessionPool
 from rda.ssh.sftp import SFTPFiles
 from rda.ssh.ssh_config import Surroundings, Target, resolve
@@ -108,6 +109,7 @@ class Link(Service):
         self._docker_pool = SessionPool(reactor, (self._main, *extra))
         self._pool = SessionPool(reactor, (self._bulk, *extra))
         self._docker = DockerSocket(reactor, self._main, self._docker_pool, parse_docker(docker))
+        self._watch = NetworkWatch(reactor, self.network_changed)
         self._files: SFTPFiles | None = None
         self._files_waiting: list[Deferred[IRemoteFiles]] = []
 
@@ -174,12 +176,14 @@ class Link(Service):
         super().startService()
         self._store.ask = self._ask or passphrase_asker(self._reactor, self._environ)
         self._docker.open_again()
+        self._watch.startService()
         for line in self._lines:
             line.startService()
 
     def stopService(self) -> Deferred[None]:
         """Close every connection; fires when they are closed. Whoever waits for one is told."""
         super().stopService()
+        self._watch.stopService()
         self._docker.close()
         closing = DeferredList([line.stopService() for line in self._lines])
         self._wake()

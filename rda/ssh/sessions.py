@@ -100,7 +100,7 @@ class SessionPool:
     ) -> IProtocol:
         deadline = self._clock.seconds() + patience
         while True:
-            if not any(line.running for line in self._lines):
+            if all(line.ended for line in self._lines):
                 raise LinkDown("rda is not connected to the remote host: it is stopping.")
             line = next((line for line in self._lines if _room(line)), None)
             if line is None:
