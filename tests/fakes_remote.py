@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
+import shutil
 import stat
+import tarfile
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +21,7 @@ from zope.interface import implementer
 from rda.errors import ChannelRefused, CommandFailed, LinkDown
 from rda.interfaces import Attributes, IRemoteFiles, IRemoteHost
 from rda.ssh.sftp import SFTPFiles
+from rda.sync import bulk
 
 
 def _attributes(found: os.stat_result) -> Attributes:
@@ -72,6 +76,14 @@ class DirectoryFiles:
         if lose:
             return self._lose()
         return fail(result) if isinstance(result, Failure) else succeed(result)
+
+    def count(self, name: str) -> bool:
+        """Count something that is no file operation among them; True when it is the one that fails."""
+        self.operations.append((name, b""))
+        lose = self.lost or (self.fail_at is not None and len(self.operations) >= self.fail_at)
+        if lose and not self.lost:
+            self._lose().addErrback(lambda _: None)
+        return lose
 
     def _lose(self) -> Deferred[Any]:
         self.lost = True
@@ -197,7 +209,10 @@ class DirectoryHost:
 
     :ivar down: when set, there is no connection to be had.
     :ivar prepare: called with each new :class:`DirectoryFiles`, to give it faults.
+    :ivar commands: whether it runs commands: tar and cp, as :mod:`rda.sync.bulk` asks for them.
     """
+
+    commands = False
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -222,7 +237,7 @@ class DirectoryHost:
                 files.close_everything()
 
     def command(self, command: bytes) -> IStreamClientEndpoint:
-        return _NoCommands()
+        return _PretendedCommand(self, command) if self.commands else _NoCommands()
 
     def docker(self) -> IStreamClientEndpoint:
         raise NotImplementedError
@@ -276,6 +291,57 @@ class _NoCommands:
 
     def connect(self, factory: Any) -> Deferred[Any]:
         return fail(ChannelRefused("this host runs no commands", 1))
+
+
+class _CommandInput:
+    """The transport of a pretended command: takes all its input, then does what it would have done."""
+
+    def __init__(self, host: DirectoryHost, command: bytes, protocol: Any) -> None:
+        self._host = host
+        self._command = command
+        self._protocol = protocol
+        self._input = b""
+
+    def write(self, data: bytes) -> None:
+        self._input += data
+
+    def registerProducer(self, producer: object, streaming: bool) -> None:
+        pass
+
+    def unregisterProducer(self) -> None:
+        pass
+
+    def abortConnection(self) -> None:
+        self._protocol.connectionLost(Failure(LinkDown("aborted")))
+
+    def loseWriteConnection(self) -> None:
+        reason: Exception = ConnectionDone()
+        root = os.fsencode(self._host.root)
+        lost = [files for files in self._host.connections[-1:] if files.count("command")]
+        if lost:
+            reason = LinkDown("the connection was lost")
+        elif self._command == bulk.COMMAND:
+            directory, _, archive = self._input.partition(b"\n")
+            with tarfile.open(fileobj=io.BytesIO(archive), errors="surrogateescape", encoding="utf-8") as members:
+                members.extractall(os.fsdecode(root + directory), filter="fully_trusted")
+        elif self._command == bulk.COPY:
+            source, target = self._input.splitlines()
+            shutil.copyfile(root + source, root + target)
+        else:
+            reason = CommandFailed("not found", 127)
+        self._protocol.connectionLost(Failure(reason))
+
+
+@implementer(IStreamClientEndpoint)
+class _PretendedCommand:
+    def __init__(self, host: DirectoryHost, command: bytes) -> None:
+        self._host = host
+        self._command = command
+
+    def connect(self, factory: Any) -> Deferred[Any]:
+        protocol = factory.buildProtocol(None)
+        protocol.makeConnection(_CommandInput(self._host, self._command, protocol))
+        return succeed(protocol)
 
 
 @implementer(IStreamClientEndpoint)

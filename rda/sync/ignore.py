@@ -54,9 +54,14 @@ def rules_from(text: bytes, base: bytes, above: Rules | None) -> Rules:
 
 
 def _compilable(lines: Iterable[str]) -> list[str]:
-    """Leave out what is no pattern, as git does: it skips a broken line and goes on."""
+    """Leave out what is no pattern, as git does: it skips a broken line and goes on.
+
+    ``x/**`` means everything inside x; pathspec takes x itself, asked for as ``x/``, for something inside.
+    """
     good = []
     for line in lines:
+        if line.rstrip(" ").endswith("/**"):
+            line = line.rstrip(" ") + "/*"
         try:
             GitIgnoreSpec.from_lines([line])
         except ValueError:

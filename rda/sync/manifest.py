@@ -104,7 +104,7 @@ class Manifest:
     def settle(
         self, put: Iterable[tuple[bytes, Entry, bytes | None]], removed: Iterable[bytes], undone: Iterable[bytes] = ()
     ) -> None:
-        """Note results.
+        """Note results; a path that is in both was removed first (a file takes the place of a directory).
 
         :param put: what is on the remote now, with the digest of racy files.
         :param removed: what is not there any more, or not ours any more.
@@ -112,25 +112,25 @@ class Manifest:
         """
         put, removed, undone = list(put), list(removed), list(undone)
         with _Transaction(self._db):
+            self._db.executemany("DELETE FROM entry WHERE path = ?", ((path,) for path in removed))
+            self._db.executemany("DELETE FROM blocks WHERE path = ?", ((path,) for path in removed))
             self._db.executemany(
                 "INSERT OR REPLACE INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 ((path, *_signed(entry), digest) for path, entry, digest in put),
             )
-            self._db.executemany("DELETE FROM entry WHERE path = ?", ((path,) for path in removed))
-            self._db.executemany("DELETE FROM blocks WHERE path = ?", ((path,) for path in removed))
             self._db.executemany(
                 "DELETE FROM intent WHERE path = ?",
-                ((path,) for path in (*(p for p, _, _ in put), *removed, *undone)),
+                ((path,) for path in (*(p for p, _, _ in put), *undone)),  # one that is removed may be about to be put
             )
+        for path in removed:
+            self.entries.pop(path, None)
+            self.digests.pop(path, None)
         for path, entry, digest in put:
             self.entries[path] = entry
             if digest is None:
                 self.digests.pop(path, None)
             else:
                 self.digests[path] = digest
-        for path in removed:
-            self.entries.pop(path, None)
-            self.digests.pop(path, None)
         for path in (*(p for p, _, _ in put), *removed, *undone):
             self.doubtful.pop(path, None)
 

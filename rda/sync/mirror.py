@@ -22,7 +22,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from watchdog.observers.api import ObservedWatch
 
-from rda.errors import RdaError, SyncFailed, SyncHalted
+from rda.errors import LinkDown, RdaError, SyncFailed, SyncHalted
 from rda.interfaces import IRemoteFiles, IRemoteHost
 from rda.status import MirrorStatus, Problem
 from rda.sync import content, plan
@@ -141,7 +141,7 @@ class Mirror:
             done.callback(None)
         else:
             self._prepared.append(done)
-        self.look(WHOLE)
+            self.look(WHOLE)
         return done
 
     def flush(self) -> Deferred[None]:
@@ -213,6 +213,7 @@ class Mirror:
     # -- passes
 
     async def _run(self) -> None:
+        tried_again = False
         while not self._stopped and (self._wanted or self._waiters):
             scope, self._wanted = self._wanted, Scope()
             waiters, self._waiters = self._waiters, []
@@ -220,10 +221,16 @@ class Mirror:
             try:
                 await self._pass(scope)
             except Exception as error:
+                if isinstance(error, LinkDown) and not error.permanent and not tried_again:
+                    # Lost under way: the host waits for the link for a while before it says that it is down.
+                    tried_again = True
+                    self._wanted, self._waiters = WHOLE, waiters + self._waiters
+                    continue
                 self._pass_failed(error, waiters)
                 if not self._waiters:  # else a flush came while this pass was failing: it is owed a try of its own
                     break
             else:
+                tried_again = False
                 self._passed(noticed)
                 self._answer(waiters)
         self._busy = False
