@@ -41,14 +41,17 @@ class Agent(MultiService):
     """All contexts of one process.
 
     :param say: prints one line to the person who started it.
+    :param give_up: ends the process with a failure; the reason has been said.
     """
 
-    def __init__(self, reactor: Any, config: Config, say: Callable[[str], object]) -> None:
+    def __init__(
+        self, reactor: Any, config: Config, say: Callable[[str], object], give_up: Callable[[], object]
+    ) -> None:
         super().__init__()
         self.setName("rda")
         self._config = config
         self._contexts = [
-            ContextAgent(reactor, context, Path(config.state_dir), say, self) for context in config.contexts
+            ContextAgent(reactor, context, Path(config.state_dir), say, give_up, self) for context in config.contexts
         ]
         for context in self._contexts:
             context.setServiceParent(self)
@@ -70,13 +73,20 @@ class ContextAgent(Service):
     _log = Logger()
 
     def __init__(
-        self, reactor: Any, context: Context, state_dir: Path, say: Callable[[str], object], agent: Agent
+        self,
+        reactor: Any,
+        context: Context,
+        state_dir: Path,
+        say: Callable[[str], object],
+        give_up: Callable[[], object],
+        agent: Agent,
     ) -> None:
         self.setName(context.name)
         self._reactor = reactor
         self._context = context
         self._state_dir = state_dir / context.name
         self._say = say
+        self._give_up = give_up
         self._agent = agent
         self._ports: list[IListeningPort] = []
         self._started = False
@@ -120,7 +130,7 @@ class ContextAgent(Service):
             f"rda: cannot listen on {description}: {failure.getErrorMessage()} "
             "Stop what uses it (another rda?), or choose another endpoint with --listen."
         )
-        self._reactor.stop()
+        self._give_up()
 
     def _link_changed(self, status: LinkStatus) -> None:
         connected = status.state == "connected"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Callable
@@ -167,4 +168,17 @@ def makeService(options: Options) -> IService:
 
     config: Config = options.settings
     say: Callable[[str], object] = lambda line: print(line, file=sys.stdout, flush=True)  # noqa: E731
-    return Agent(reactor, config, say)
+    return Agent(reactor, config, say, _give_up)
+
+
+def _give_up() -> None:
+    """Stop the reactor, and have the process end with status 1, for which twistd has no way of its own."""
+    from twisted.internet import reactor
+
+    def fail() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+
+    atexit.register(fail)
+    reactor.callWhenRunning(reactor.stop)
