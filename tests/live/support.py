@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import http.client
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +27,9 @@ from tests.live.rootfs import Unsupported
 
 #: Seconds that a docker command may take before the test gives it up as hung.
 COMMAND_SECONDS = 120.0
+
+#: Seconds that a server in a container may take from its process's start until it listens.
+SERVER_START_SECONDS = 2.0
 
 MEBIBYTE = 1 << 20
 
@@ -67,9 +72,19 @@ def is_open(port: int, address: str = "127.0.0.1") -> bool:
 
 
 def fetch(port: int, path: str = "", timeout: float = 10) -> str:
-    """Fetch a page from 127.0.0.1; one attempt."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=timeout) as answer:
-        return answer.read().decode()
+    """Fetch a page from 127.0.0.1. The port has to be open at once.
+
+    Only a connection that is closed without an answer is made again, for :data:`SERVER_START_SECONDS`: ``docker start``
+    returns when the process runs, and until it listens the daemon's own proxy closes connections, on a local host too.
+    """
+    deadline = time.monotonic() + SERVER_START_SECONDS
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=timeout) as answer:
+                return answer.read().decode()
+        except (http.client.RemoteDisconnected, ConnectionResetError):
+            if time.monotonic() > deadline:
+                raise
 
 
 class Rda(RdaProcess):
@@ -202,6 +217,19 @@ class LiveTestCase(SynchronousTestCase):
             (direct.returncode, direct.stdout, direct.stderr), (through.returncode, through.stdout, through.stderr)
         )
         return through
+
+    def wait_served(self, container: str, port: int) -> None:
+        """Return when a server in a container listens at its own TCP ``port``.
+
+        ``docker start`` returns when the process runs, not when it listens; connections before that are closed, by a
+        local daemon too.
+        """
+
+        def listens() -> bool:
+            table = self.host.docker("exec", container, "netstat", "-ltn", check=False).stdout.decode()
+            return re.search(rf":{port}\s", table) is not None
+
+        wait_until(listens, f"{container} listens at {port}", 10)
 
     def eventually(self, holds: Callable[[], object], what: str, seconds: float) -> None:
         """Fail unless ``holds()`` becomes true within ``seconds``; whatever it raises counts as not yet."""

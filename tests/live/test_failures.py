@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import http.client
 import json
+import signal
 import socket
 import subprocess
 
 from tests.live.host import call
-from tests.live.support import LiveTestCase, Rda, free_port
+from tests.live.support import LiveTestCase, Rda, free_port, is_open
 
 #: Seconds within which a client must have its answer, however bad the news.
 ANSWER_SECONDS = 40.0
@@ -19,6 +20,7 @@ class Login(LiveTestCase):
 
     def assert_told(self, rda: Rda, *words: str) -> str:
         """Check that a docker command fails with a message that has all the words, and that rda lives on."""
+        rda.wait_ready()
         done = rda.docker("version", check=False, timeout=ANSWER_SECONDS)
         message = done.stderr.decode()
         self.assertNotEqual(done.returncode, 0)
@@ -153,10 +155,12 @@ class Endings(LiveTestCase):
         self.assertEqual(self.rda.docker("ps", "-q").returncode, 0)
 
     def test_ends_on_sigterm(self):
-        """SIGTERM ends rda with exit code 0, its ports closed and its containers running."""
+        """SIGTERM ends rda in good order (and twistd by that signal): ports closed, containers running."""
         rda = self.own_rda()
         rda.wait_ready()
         port = free_port()
         rda.docker("run", "-d", "--name", "web", "-p", f"{port}:80", "busybox", "httpd", "-f", "-p", "80")
-        self.assertEqual(rda.stop(), 0)
+        self.assertEqual(rda.stop(), -signal.SIGTERM)
+        self.assertIn("Server Shut Down", rda.output)
+        self.assertFalse(is_open(port))
         self.assertEqual(self.host.docker("inspect", "-f", "{{.State.Running}}", "web").stdout, b"true\n")

@@ -53,8 +53,23 @@ class Publish(LiveTestCase):
         """A client that closes its sending side still gets the whole answer."""
         port = free_port()
         self.rda.docker(
-            "run", "-d", "-p", f"{port}:7", "busybox", "nc", "-l", "-p", "7", "-e", "sh", "-c", "cat; echo end"
+            "run",
+            "-d",
+            "--name",
+            "echo",
+            "-p",
+            f"{port}:7",
+            "busybox",
+            "nc",
+            "-l",
+            "-p",
+            "7",
+            "-e",
+            "sh",
+            "-c",
+            "cat; echo end",
         )
+        self.wait_served("echo", 7)
         with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
             connection.sendall(b"x" * 100_000)
             connection.shutdown(socket.SHUT_WR)
