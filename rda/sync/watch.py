@@ -6,6 +6,8 @@ hints) means "look at everything". What watchdog does with a big tree, and what 
 - it reads ``opened`` and ``closed without writing`` events too, which its own walk causes: the walk overflows its
   queue, it walks again, for ever. The event filter leaves these out.
 - it tells of an overflow only through ``logging``: a logging handler listens.
+- it holds a file's departure back for half a second, and all events behind it, to see whether it arrives elsewhere in
+  the tree: what is paired does not matter here, so it waits for a few milliseconds only.
 - it is silent when the kernel refuses a watch below the root: :func:`watches_left` asks the kernel.
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import importlib
 import logging
 import os
 import sys
@@ -26,12 +29,16 @@ from twisted.logger import Logger
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver, ObservedWatch
+from watchdog.utils import UnsupportedLibcError
 
 from rda.sync.tree import WHOLE, Scope
 
 #: Seconds without another event before the tree is looked at, and the longest that a stream of events can delay it.
 QUIET = 0.010
 LONGEST_DELAY = 0.100
+
+#: Seconds that watchdog may wait for the second half of a move (it reads both at once, as a rule).
+PAIRING = 0.005
 
 #: With more hints than this, one look at the whole tree is cheaper, and memory stays bounded.
 HINTS_LIMIT = 5000
@@ -171,6 +178,7 @@ class Watcher:
         self._observer: BaseObserver | None = None
         self._lock = threading.Lock()
         self._watched: dict[ObservedWatch, Hints] = {}
+        _pair_moves_quickly()
         self._overflow = _OverflowListener(self._lost)
 
     def watch(self, root: bytes, only: bytes | None, hints: Hints) -> ObservedWatch | str:
@@ -215,6 +223,19 @@ class Watcher:
     def _lost(self) -> None:
         for hints in list(self._watched.values()):
             hints.lost()
+
+
+def _pair_moves_quickly() -> None:
+    """Shorten watchdog's wait for the second half of a move, where this version of it keeps the number."""
+    for module, name in (
+        ("inotify_move_event_grouper", "InotifyMoveEventGrouper"),
+        ("inotify_buffer", "InotifyBuffer"),
+    ):
+        try:
+            holder = getattr(importlib.import_module(f"watchdog.observers.{module}"), name)
+        except (ImportError, AttributeError, UnsupportedLibcError):
+            continue
+        holder.delay = PAIRING
 
 
 class _OverflowListener(logging.Handler):
