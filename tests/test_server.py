@@ -7,12 +7,15 @@ import socket
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.internet.error import ConnectionLost
+from twisted.internet.address import IPv6Address
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
 from twisted.web.iweb import IRequest
 from twisted.web.resource import Resource
 
 from rda.proxy.limits import Limits
-from tests.memory_network import CLIENT_ADDRESS, SERVER_ADDRESS, MemoryTransport, Peer
+from tests.memory_network import Peer
 from tests.relay_case import GET, OK, RelayCase, answer, post
 
 ATTACH = b"POST /containers/web/attach HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
@@ -329,23 +332,18 @@ class LimitTests(RelayCase):
 
 
 class KeepAliveTests(RelayCase):
-    def test_the_kernel_watches_peers_on_the_network(self) -> None:
-        """A TCP connection has keepalive probes, soon enough; one of another kind has no use for them."""
-        with socket.socket() as network, socket.socket(socket.AF_UNIX) as local:
-            for connection in (network, local, None):
-                channel = self.site.buildProtocol(None)
-                client = Peer()
-                self.clients.append(client)
-                transport = MemoryTransport(self.network, channel, SERVER_ADDRESS, CLIENT_ADDRESS)
-                transport.other = MemoryTransport(self.network, client, CLIENT_ADDRESS, SERVER_ADDRESS)
-                transport.other.other = transport
-                self.network.transports += [transport, transport.other]
+    def test_the_kernel_watches_peers_of_other_machines(self) -> None:
+        """A connection from another machine has keepalive probes, soon enough; one from this machine needs none."""
+        for host, watched in (("192.0.2.1", 1), ("2001:db8::1", 1), ("fe80::1%eth0", 1), ("127.0.0.1", 0), ("::1", 0)):
+            with socket.socket() as connection:
+                transport = StringTransport(peerAddress=IPv6Address("TCP", host, 50000))
                 transport.socket = connection
+                channel = self.site.buildProtocol(None)
                 channel.makeConnection(transport)
-                client.makeConnection(transport.other)
-            self.assertEqual(network.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE), 1)
-            self.assertEqual(network.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 60)
-            self.assertEqual(local.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE), 0)
+                channel.connectionLost(Failure(ConnectionDone()))
+                self.assertEqual(connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE), watched, host)
+                if watched:
+                    self.assertEqual(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 60)
 
 
 class PeerGuardTests(RelayCase):

@@ -16,6 +16,7 @@ What differs from :class:`twisted.web.http.HTTPChannel`:
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import socket
 from collections.abc import Callable
@@ -62,13 +63,15 @@ def error_answer(error: RdaError, method: bytes = b"GET", close: bool = True) ->
     return b"\r\n".join([*lines, b"", b"" if method == b"HEAD" else body])
 
 
-def _watch_peer(connection: socket.socket | None, limits: Limits) -> None:
+def _watch_peer(transport: Any, limits: Limits) -> None:
     """Have the kernel find out when a client on another machine is gone without a word, as a laptop that sleeps.
 
-    A quiet stream (events, logs, attach) would otherwise keep its channel for ever.
+    A quiet stream (events, logs, attach) would otherwise keep its channel for ever. On this machine nobody leaves so.
     """
-    if connection is None or connection.family not in (socket.AF_INET, socket.AF_INET6):
+    host = getattr(transport.getPeer(), "host", None)
+    if host is None or ipaddress.ip_address(host.partition("%")[0]).is_loopback:
         return
+    connection = transport.socket
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_KEEPIDLE"):  # not on every platform; then the system's own, longer times hold
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, int(limits.keepalive_seconds))
@@ -124,7 +127,8 @@ class DockerChannel(http.HTTPChannel):
     def connectionMade(self) -> None:
         """Take a client, or tell it why not."""
         super().connectionMade()
-        _watch_peer(getattr(self.transport, "socket", None), self.site.limits)
+        self._host = self.transport.getHost()
+        _watch_peer(self.transport, self.site.limits)
         if tls.is_tls(self.transport):
             tls.notice_end(self.transport, self.readConnectionLost)
         limits = self.site.limits
@@ -137,6 +141,10 @@ class DockerChannel(http.HTTPChannel):
         else:
             self.transport.write(error_answer(refusal))
             self.linger()
+
+    def getHost(self) -> Any:
+        """Return the address at which the client came in, without asking the kernel for each request."""
+        return self._host
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         """Let go of everything that worked for this client."""

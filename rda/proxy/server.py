@@ -181,7 +181,7 @@ class DockerSite(server.Site):
         """
         self.counters.requests += 1
         try:
-            self._check(request.channel.transport, head)
+            self._check(request.channel.getHost(), head)
             exchange = self.proxy.exchange(request, head, self._exchange_ended)
         except RdaError:
             self.counters.refused += 1
@@ -190,8 +190,7 @@ class DockerSite(server.Site):
             self.counters.active += 1
         return exchange
 
-    def _check(self, transport: Any, head: RequestHead) -> None:
-        address = transport.getHost()
+    def _check(self, address: IAddress, head: RequestHead) -> None:
         local = getattr(address, "host", None)
         check_framing(head.method, head.target, head.minor, head.fields)
         check_origin(head.minor, head.fields, self._hosts, local, names_matter=not isinstance(address, UNIXAddress))
