@@ -176,7 +176,7 @@ class HistoryTests(CommandCase):
     """Random histories of both sides."""
 
     @given(st.lists(OPERATIONS, min_size=3, max_size=25), st.booleans())
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=30, deadline=None)
     def test_one_way(self, history: list[tuple[str, int, int]], commands: bool) -> None:
         """Whatever happens, in the end the remote holds all that is here, and all that was made there."""
         self.setUp()

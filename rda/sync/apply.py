@@ -252,16 +252,20 @@ class Apply:
 
     async def _make_directory(self, path: bytes, mode: int) -> None:
         full, mode = self._remote.full(path), mode | OWNER_KEEPS_ACCESS
+        adopted = False
         try:
             await self._files.make_directory(full, mode)
         except FileExistsError:
             found = await self._files.attributes(full)
-            if not stat.S_ISDIR(found.mode):
+            adopted = stat.S_ISDIR(found.mode)
+            if not adopted:
                 await self._move_aside(path)
                 await self._files.make_directory(full, mode)
-            elif path and path not in self._manifest.entries:
-                return  # somebody else's: theirs to say who may use it
-        await self._files.set_attributes(full, mode, None)  # the server's umask has had its way with mkdir's
+        try:
+            await self._files.set_attributes(full, mode, None)  # the server's umask has had its way with mkdir's
+        except PermissionError:
+            if not adopted:  # else it is a container's, with the mode that the container gave it
+                raise
 
     async def _adjust(self, item: tuple[bytes, Entry]) -> None:
         path, entry = item

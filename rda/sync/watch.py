@@ -227,10 +227,8 @@ class Watcher:
 
 def _pair_moves_quickly() -> None:
     """Shorten watchdog's wait for the second half of a move, where this version of it keeps the number."""
-    for module, name in (
-        ("inotify_move_event_grouper", "InotifyMoveEventGrouper"),
-        ("inotify_buffer", "InotifyBuffer"),
-    ):
+    holders = {"inotify_move_event_grouper": "InotifyMoveEventGrouper", "inotify_buffer": "InotifyBuffer"}
+    for module, name in holders.items():
         try:
             holder = getattr(importlib.import_module(f"watchdog.observers.{module}"), name)
         except (ImportError, AttributeError, UnsupportedLibcError):
