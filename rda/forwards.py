@@ -324,15 +324,6 @@ class Forwards:
         entry = self._containers.get(container)
         return None if entry is None else self._listeners(entry)
 
-    def holders(self, wanted: Iterable[Published]) -> frozenset[str]:
-        """Return the containers that have a local port open which one of ``wanted`` names."""
-        numbers = {number for one in wanted if one.first for number in range(one.first, one.last + 1)}
-        return frozenset(
-            container
-            for container, entry in self._containers.items()
-            if any(forward.port in numbers for forward in entry.forwards.values())
-        )
-
     def status(self) -> tuple[ForwardStatus, ...]:
         """Describe every published port, those that are not forwarded among them."""
         return tuple(

@@ -5,15 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from rda.docker.ports import (
-    Forward,
     Published,
-    listed_ports,
-    plan,
     port_key,
     port_range,
     published,
@@ -116,15 +111,13 @@ class RequestedTests(SynchronousTestCase):
 
 
 class PublishedTests(SynchronousTestCase):
-    """published and listed_ports, on real documents."""
+    """published, on a real document."""
 
     def test_running(self) -> None:
-        """Both documents tell the same remote ports; what is only exposed has none."""
+        """The document tells the remote ports; what is only exposed has none."""
         inspect = json.loads((DATA / "inspect_remote.json").read_text())
         expected = {"53/udp": 32768, "80/tcp": 32769, "81/tcp": 32768}
         self.assertEqual(published(inspect), expected)
-        (item,) = json.loads((DATA / "list_remote.json").read_text())
-        self.assertEqual(listed_ports(item), expected)
 
     def test_without(self) -> None:
         """A container that does not run, or is on no network, has none; nor have documents of another shape."""
@@ -132,29 +125,10 @@ class PublishedTests(SynchronousTestCase):
             self.assertEqual(published(document), {})
         odd = {"NetworkSettings": {"Ports": {"80/tcp": [{"HostPort": ""}, 1, {"HostPort": "0"}], "81/tcp": 5}}}
         self.assertEqual(published(odd), {})
-        self.assertEqual(listed_ports({"Ports": [{"PrivatePort": 80, "Type": "tcp"}, 7]}), {})
-        self.assertEqual(listed_ports({}), {})
 
 
-forwards = st.builds(
-    Forward,
-    st.sampled_from(["a", "b"]),
-    st.builds(Published, st.integers(1, 3), st.sampled_from(["tcp", "udp"]), st.just(""), st.integers(0, 2)),
-    st.integers(1, 3),
-)
-
-
-class PlanTests(SynchronousTestCase):
-    """plan and shown_addresses."""
-
-    @given(st.lists(forwards), st.lists(forwards))
-    @settings(max_examples=100, deadline=None)
-    def test_law(self, wanted: list[Forward], opened: list[Forward]) -> None:
-        """What is open, changed by the plan, is what is wanted; what is in both is not touched."""
-        to_open, to_close = plan(wanted, opened)
-        self.assertEqual((set(opened) - set(to_close)) | set(to_open), set(wanted))
-        self.assertFalse((set(to_open) | set(to_close)) & set(wanted) & set(opened))
-        self.assertEqual(plan(wanted, wanted), ((), ()))
+class ShownTests(SynchronousTestCase):
+    """shown_addresses."""
 
     def test_shown(self) -> None:
         """Without an address Docker shows all of both families."""

@@ -126,7 +126,7 @@ def fold(key: str) -> str:
 
 
 def parse(body: bytes, schema: Schema = DATA) -> dict[str, object]:
-    """Read a request document: exactly one JSON object.
+    """Read a request document: exactly one JSON object, or nothing, which is an empty one to the daemon.
 
     :param body: the whole body, bytes as they came.
     :param schema: when given, :func:`canonical` is applied with it.
@@ -136,7 +136,7 @@ def parse(body: bytes, schema: Schema = DATA) -> dict[str, object]:
     if len(body) > MAX_BYTES:
         raise BodyTooLarge(f"the request document has {len(body)} bytes; the most that rda reads is {MAX_BYTES}")
     if not body.strip(b" \t\r\n"):
-        raise BadRequest("the request has no document where this call needs a JSON object")
+        return {}
     document = _load(body, _unique)
     if not isinstance(document, dict):
         raise BadRequest("the request document is not a JSON object")

@@ -1,4 +1,4 @@
-"""Published ports as values: what a client asked for, where the daemon put it, and which forwards follow from that.
+"""Published ports as values: what a client asked for, where the daemon put it, and where it is open here.
 
 Sources: the Engine API's ``PortMap``; docker/go-connections' ``nat`` package for how its keys and numbers are read.
 """
@@ -15,12 +15,9 @@ from rda.errors import BadRequest
 
 __all__ = [
     "PROTOCOLS",
-    "Forward",
     "Listener",
     "Listeners",
     "Published",
-    "listed_ports",
-    "plan",
     "port_key",
     "port_range",
     "published",
@@ -56,19 +53,6 @@ class Published:
     def key(self) -> str:
         """The container port as the API's maps name it, e.g. ``80/tcp``."""
         return f"{self.port}/{self.protocol}"
-
-
-@dataclass(frozen=True, order=True)
-class Forward:
-    """A published port together with where it has to lead.
-
-    :ivar container: the full id.
-    :ivar remote: the port on the remote host's 127.0.0.1.
-    """
-
-    container: str
-    published: Published
-    remote: int
 
 
 @dataclass(frozen=True, order=True)
@@ -173,25 +157,6 @@ def published(inspect: Mapping[str, object]) -> dict[str, int]:
             if number.isdecimal() and int(number):
                 found.setdefault(key, int(number))
     return found
-
-
-def listed_ports(item: Mapping[str, object]) -> dict[str, int]:
-    """Read the same as :func:`published` from an entry of ``/containers/json``."""
-    ports = item.get("Ports")
-    found: dict[str, int] = {}
-    for entry in ports if isinstance(ports, list) else ():
-        if isinstance(entry, dict) and isinstance(public := entry.get("PublicPort"), int) and public:
-            found.setdefault(f"{entry.get('PrivatePort')}/{entry.get('Type')}", public)
-    return found
-
-
-def plan(wanted: Iterable[Forward], opened: Iterable[Forward]) -> tuple[tuple[Forward, ...], tuple[Forward, ...]]:
-    """Say which forwards to open and which to close; those in both stay, with their connections.
-
-    :return: (open these, close these), each in a stable order.
-    """
-    should, does = set(wanted), set(opened)
-    return tuple(sorted(should - does)), tuple(sorted(does - should))
 
 
 def shown_addresses(host_ip: str) -> tuple[str, ...]:
