@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import shutil
@@ -39,6 +40,7 @@ class Site:
     def __init__(self, host: RemoteHost) -> None:
         self.host = host
         self.directory = directory = Path(tempfile.mkdtemp(prefix="rda-ssh-"))
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
         plain = ("-t", "ed25519", "-N", "")
         rsa = ("-t", "rsa", "-b", "2048", "-N", "")
         self.users = {
@@ -53,15 +55,20 @@ class Site:
         self.user_authority = keygen(directory, "user_ca", *plain)
         self.host_authority = keygen(directory, "host_ca", *plain)
         self.host_key = keygen(directory, "host_key", *plain)
-        self.certified = {"cert": keygen(directory, "cert", *plain), "rsa-cert": keygen(directory, "rsa-cert", *rsa)}
+        self.certified = {
+            "certified": keygen(directory, "certified", *plain),
+            "certified-rsa": keygen(directory, "certified-rsa", *rsa),
+        }
         for path in self.certified.values():
             self.sign(self.user_authority, path, "-n", host.user)
         self.sign(self.host_authority, self.host_key, "-h", "-n", host.address)
-        lines = [path.with_suffix(".pub").read_text() for path in self.users.values()]
+        lines = [path.with_suffix(".pub").read_text() for path in (host.key, *self.users.values())]
         lines.append("cert-authority " + self.user_authority.with_suffix(".pub").read_text())
-        host.run("tee", "-a", f"/home/{host.user}/.ssh/authorized_keys", input="".join(lines).encode())
+        host.run("tee", f"/home/{host.user}/.ssh/authorized_keys", input="".join(lines).encode())
         for path in (self.host_key, self.host_key.with_name("host_key-cert.pub")):
             host.run("install", "-m", "600", "/dev/stdin", f"/etc/ssh/rda_{path.name}", input=path.read_bytes())
+        for port in (PLAIN, CERTIFIED, NO_FORWARDING, ONE_SESSION, RSA_ONLY):
+            host.stop_sshd(port)  # one of an earlier run has other keys
         usual = {"PerSourcePenalties": "no", "MaxStartups": "100"}
         host.start_sshd(PLAIN, **usual)
         certified = {"HostKey": "/etc/ssh/rda_host_key", "HostCertificate": "/etc/ssh/rda_host_key-cert.pub"}
@@ -184,7 +191,7 @@ class UserKeyTests(SshCase):
 
     async def test_agent(self) -> None:
         """RSA keys and certificates of the agent log in."""
-        for key in (self.site.users["rsa"], self.site.certified["rsa-cert"]):
+        for key in (self.site.users["rsa"], self.site.certified["certified-rsa"]):
             with self.agent(self.site.strangers[0], key) as environ:
                 link = self.link(environ=environ)
                 await self.logs_in(link)
