@@ -2,6 +2,7 @@
 
 PYTHON ?=
 REMOTE ?=
+ARGS ?=
 export PYTHON
 
 VENV := .venv/bin
@@ -9,7 +10,8 @@ INSTALLED := .venv/.installed
 
 .PHONY: help run demo host test unit live check format bench clean
 help:
-	@echo 'make run     start rda against REMOTE=user@host, or against a throwaway remote host (root on Linux)'
+	@echo 'make run     start rda against REMOTE=user@host, or against a throwaway remote host (root on Linux);'
+	@echo '             ARGS=... are further options of rda, such as --listen tcp:2375:interface=127.0.0.1'
 	@echo 'make demo    the same, and the whole story by itself: ports and files of a container over there, used here'
 	@echo 'make test    unit tests, then tests against a real sshd and dockerd on the throwaway remote host'
 	@echo 'make unit    unit tests only: no network, no root, seconds'
@@ -25,7 +27,7 @@ $(INSTALLED): setup.py pyproject.toml .ci/venv
 	@touch $@
 
 run: $(INSTALLED)
-	@$(VENV)/python -m tests.live.run $(REMOTE)
+	@$(VENV)/python -m tests.live.run $(REMOTE) $(ARGS)
 
 demo: $(INSTALLED)
 	@$(VENV)/python -m tests.live.demo $(REMOTE)

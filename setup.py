@@ -9,7 +9,10 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "rda/__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
 assert VERSION is not None
 
-TEST = ["hypothesis>=6.100"]
+TEST = [
+    "hypothesis>=6.100",  # laws that are checked on what it makes up
+    "docker>=7",  # the live tests' second client: its streams differ from the docker command's
+]
 
 setup(
     name="rda",

@@ -15,12 +15,11 @@ import sys
 import tempfile
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
 from tests.live.host import EXIT_UNSUPPORTED, RemoteHost
-from tests.live.process import RdaProcess, free_port
+from tests.live.process import RdaProcess, fetch, free_port
 from tests.live.rootfs import Unsupported
 from tests.live.run import options_for
 
@@ -70,16 +69,11 @@ class Story:
         say(f"$ echo '{text}' > site/index.html")
         self._page.write_text(text + "\n")
 
-    def fetch(self) -> str:
-        """Fetch the page from this machine's own address."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/", timeout=10) as answer:
-            return answer.read().decode().strip()
-
     def expect(self, text: str, seconds: float = 0.0) -> None:
         """Fetch until the page is ``text``, and show it."""
         say(f"$ curl http://127.0.0.1:{self.port}/")
         began = time.monotonic()
-        while (page := self.fetch()) != text:
+        while (page := fetch(self.port).strip()) != text:
             if time.monotonic() - began > seconds:
                 raise NotAsTold(f"the page is {page!r}, not {text!r}")
             time.sleep(0.02)
@@ -108,7 +102,7 @@ class Story:
         self.docker("stop", "-t", "1", NAME)
         say(f"$ curl http://127.0.0.1:{self.port}/")
         try:
-            raise NotAsTold(f"the port still answers: {self.fetch()!r}")
+            raise NotAsTold(f"the port still answers: {fetch(self.port)!r}")
         except urllib.error.URLError as e:
             say(f"{e.reason}")
         say("\nThat was rda.")

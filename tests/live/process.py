@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import queue
 import re
@@ -12,7 +13,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+import urllib.request
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.live.host import SSHD_PORT, RemoteHost
@@ -26,6 +28,9 @@ SHOWN_OUTPUT = 6000
 #: Seconds from the signal to end until it has ended.
 STOP_SECONDS = 20.0
 
+#: Seconds that a server in a container may take from its process's start until it listens.
+SERVER_START_SECONDS = 2.0
+
 
 def free_port() -> int:
     """Return a port of 127.0.0.1 that nothing listens on."""
@@ -33,6 +38,22 @@ def free_port() -> int:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
         return port
+
+
+def fetch(port: int, path: str = "", timeout: float = 10) -> str:
+    """Fetch a page from 127.0.0.1. The port has to be open at once.
+
+    Only a connection that is closed without an answer is made again, for :data:`SERVER_START_SECONDS`: ``docker start``
+    returns when the process runs, and until it listens the daemon's own proxy closes connections, on a local host too.
+    """
+    deadline = time.monotonic() + SERVER_START_SECONDS
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=timeout) as answer:
+                return answer.read().decode()
+        except (http.client.RemoteDisconnected, ConnectionResetError):
+            if time.monotonic() > deadline:
+                raise
 
 
 def throwaway_options(host: RemoteHost) -> dict[str, str | None]:
@@ -45,30 +66,31 @@ def throwaway_options(host: RemoteHost) -> dict[str, str | None]:
     }
 
 
-def rda_command(options: Mapping[str, str | None]) -> list[str]:
+def rda_command(options: Mapping[str, str | None], more: Sequence[str] = ()) -> list[str]:
     """Return the command line of an rda in the foreground.
 
     :param options: values by name, as attributes are spelled (``state_dir``); None leaves one out.
+    :param more: words that follow them as they are.
     """
     twistd = str(Path(sys.executable).with_name("twistd"))
     given = {name.replace("_", "-"): value for name, value in options.items()}
     words = [word for name, value in given.items() if value is not None for word in (f"--{name}", value)]
     # What started it being killed ends it too, where that can be had.
     guard = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
-    return [*guard, twistd, "-n", "--pidfile=", "rda", *words]
+    return [*guard, twistd, "-n", "--pidfile=", "rda", *words, *more]
 
 
 class RdaProcess:
     """A running rda, and what it prints.
 
-    :param options: as for :func:`rda_command`.
+    :param options, more: as for :func:`rda_command`.
     :param echo: print what it prints.
     """
 
-    def __init__(self, options: Mapping[str, str | None], echo: bool = False) -> None:
+    def __init__(self, options: Mapping[str, str | None], more: Sequence[str] = (), echo: bool = False) -> None:
         self._echo = echo
         self.process = subprocess.Popen(
-            rda_command(options),
+            rda_command(options, more),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

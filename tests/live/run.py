@@ -1,4 +1,4 @@
-"""``make run``: rda in the foreground, and the lines to try. ``python -m tests.live.run [user@host]``."""
+"""``make run``: rda in the foreground, and the lines to try. ``python -m tests.live.run [user@host] [options]``."""
 
 from __future__ import annotations
 
@@ -37,11 +37,12 @@ def options_for(remote: str) -> tuple[dict[str, str | None], RemoteHost | None]:
 def main(arguments: Sequence[str]) -> int:
     """Start rda, print what to try when it is ready, and end with its exit code."""
     try:
-        options, host = options_for(arguments[0] if arguments else "")
+        given = bool(arguments) and not arguments[0].startswith("-")
+        options, host = options_for(arguments[0] if given else "")
     except Unsupported as reason:
         print(f"not on this machine: {reason}\nwith a host of your own: make run REMOTE=user@host", file=sys.stderr)
         return EXIT_UNSUPPORTED
-    rda = RdaProcess(options, echo=True)
+    rda = RdaProcess(options, arguments[given:], echo=True)
     try:
         if (line := rda.find_line("DOCKER_HOST=")) is not None:
             url = line.rpartition("DOCKER_HOST=")[2].strip()
@@ -49,7 +50,8 @@ def main(arguments: Sequence[str]) -> int:
             print("Ctrl-C ends it.", flush=True)
         return rda.wait_end(None)
     except KeyboardInterrupt:
-        return rda.stop()
+        rda.stop()
+        return 0
 
 
 def _client(host: RemoteHost | None) -> str:

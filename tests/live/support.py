@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import http.client
 import os
 import re
 import shutil
@@ -12,8 +11,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,9 +24,6 @@ from tests.live.rootfs import Unsupported
 
 #: Seconds that a docker command may take before the test gives it up as hung.
 COMMAND_SECONDS = 120.0
-
-#: Seconds that a server in a container may take from its process's start until it listens.
-SERVER_START_SECONDS = 2.0
 
 MEBIBYTE = 1 << 20
 
@@ -69,22 +63,6 @@ def is_open(port: int, address: str = "127.0.0.1") -> bool:
     except OSError:
         return False
     return True
-
-
-def fetch(port: int, path: str = "", timeout: float = 10) -> str:
-    """Fetch a page from 127.0.0.1. The port has to be open at once.
-
-    Only a connection that is closed without an answer is made again, for :data:`SERVER_START_SECONDS`: ``docker start``
-    returns when the process runs, and until it listens the daemon's own proxy closes connections, on a local host too.
-    """
-    deadline = time.monotonic() + SERVER_START_SECONDS
-    while True:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=timeout) as answer:
-                return answer.read().decode()
-        except (http.client.RemoteDisconnected, ConnectionResetError):
-            if time.monotonic() > deadline:
-                raise
 
 
 class Rda(RdaProcess):

@@ -7,7 +7,8 @@ import subprocess
 import threading
 import time
 
-from tests.live.support import MEBIBYTE, LiveTestCase, fetch, free_port
+from tests.live.process import fetch, free_port
+from tests.live.support import MEBIBYTE, LiveTestCase
 
 #: How much rda's memory may grow at any moment while a slow reader is being served.
 FLAT = 20 * MEBIBYTE

@@ -9,7 +9,8 @@ import socket
 import subprocess
 
 from tests.live.host import call
-from tests.live.support import LiveTestCase, Rda, free_port, is_open
+from tests.live.process import free_port
+from tests.live.support import LiveTestCase, Rda, is_open
 
 #: Seconds within which a client must have its answer, however bad the news.
 ANSWER_SECONDS = 40.0

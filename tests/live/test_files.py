@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 
-from tests.live.support import LiveTestCase, fetch, free_port
+from tests.live.process import fetch, free_port
+from tests.live.support import LiveTestCase
 
 #: Seconds from a local change until it must be seen in the container.
 SEEN_SECONDS = 1.0

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import socket
 
-from tests.live.support import LiveTestCase, fetch, free_port, is_open
+from tests.live.process import fetch, free_port
+from tests.live.support import LiveTestCase, is_open
 
 #: Seconds from the end of a container, however it ended, until its port must be closed here.
 CLOSED_SECONDS = 3.0

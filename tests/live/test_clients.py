@@ -1,0 +1,126 @@
+"""Other clients than the docker command: Docker Compose, and the docker package for Python."""
+
+from __future__ import annotations
+
+import os
+
+import docker
+
+from tests.live.process import fetch, free_port
+from tests.live.support import MEBIBYTE, LiveTestCase, is_open
+
+COMPOSE = """
+name: shop
+services:
+  web:
+    image: busybox
+    command: httpd -f -p 80 -h /www
+    ports: ["{port}:80"]
+    volumes: ["./site:/www:ro", "state:/state"]
+  worker:
+    build: .
+    command: sh -c 'wget -q -O - http://web/ && sleep 1000'
+    depends_on: [web]
+    volumes:
+      - type: bind
+        source: ./job
+        target: /job
+volumes:
+  state:
+"""
+
+
+class Compose(LiveTestCase):
+    """``docker compose``."""
+
+    def setUp(self):
+        super().setUp()
+        self.project = self.directory()
+        self.port = free_port()
+        for name, text in (
+            ("compose.yaml", COMPOSE.format(port=self.port)),
+            ("Dockerfile", "FROM busybox\nRUN echo built\n"),
+            ("site/index.html", "first\n"),
+            ("job/input", "todo\n"),
+        ):
+            (self.project / name).parent.mkdir(exist_ok=True)
+            (self.project / name).write_text(text)
+        self.addCleanup(self.compose, "down", "-v", "-t", "0", "--rmi", "local", check=False)
+
+    def compose(self, *words, **options):
+        """Run a compose command in the project."""
+        return self.rda.docker("compose", *words, cwd=self.project, **options)
+
+    def test_project(self):
+        """A project with a build, ports, bind mounts and a volume comes up, serves, follows edits and goes down."""
+        self.compose("up", "-d", "--build")
+        self.assertEqual(fetch(self.port), "first\n")
+        self.assertEqual(self.compose("exec", "-T", "worker", "cat", "/job/input").stdout, b"todo\n")
+        (self.project / "site/index.html").write_text("second\n")
+        self.eventually(lambda: fetch(self.port) == "second\n", "the edit is served", 1)
+        self.assertIn(f":{self.port}->80/tcp", self.compose("ps", "web").stdout.decode())
+        self.assertEqual(self.compose("port", "web", "80").stdout.decode().strip(), f"0.0.0.0:{self.port}")
+        again = self.compose("up", "-d").stderr.decode()
+        self.assertNotIn("Recreate", again)
+        self.eventually(lambda: b"first" in self.compose("logs", "worker").stdout, "the worker's request is logged", 5)
+        self.compose("stop", "-t", "0")
+        self.eventually(lambda: not is_open(self.port), "the port closes", 3)
+        self.compose("start")
+        self.assertEqual(fetch(self.port), "second\n")
+        self.compose("down", "-v", "-t", "0")
+        self.assertEqual(self.rda.ports(), set())
+        self.assertEqual(self.host.docker("ps", "-aq").stdout, b"")
+
+
+class Python(LiveTestCase):
+    """The docker package."""
+
+    def setUp(self):
+        super().setUp()
+        self.client = docker.DockerClient(base_url=f"tcp://127.0.0.1:{self.rda.port}", timeout=60)
+        self.addCleanup(self.client.close)
+
+    def test_run(self):
+        """Running a container gives its output."""
+        self.assertEqual(self.client.containers.run("busybox", "echo hello", remove=True), b"hello\n")
+
+    def test_ports_and_files(self):
+        """Ports and bind mounts given as the package takes them work."""
+        site = self.directory()
+        (site / "index.html").write_text("from python\n")
+        port = free_port()
+        container = self.client.containers.run(
+            "busybox", "httpd -f -p 80 -h /www", detach=True, ports={"80/tcp": port}, volumes=[f"{site}:/www:ro"]
+        )
+        self.assertEqual(fetch(port), "from python\n")
+        container.reload()
+        self.assertEqual(container.ports["80/tcp"][0]["HostPort"], str(port))
+        self.assertEqual(container.attrs["Mounts"][0]["Source"], str(site))
+        container.remove(force=True)
+        self.eventually(lambda: not is_open(port), "the port closes", 3)
+
+    def test_socket(self):
+        """A raw exec socket carries bytes both ways, and its half-close."""
+        container = self.client.containers.run("busybox", "sleep 1000", detach=True)
+        started = self.client.api.exec_create(container.id, "sort", stdin=True, tty=False)
+        raw = self.client.api.exec_start(started["Id"], socket=True)
+        self.addCleanup(raw.close)
+        connection = raw._sock  # the package gives a file around it, which cannot half-close
+        connection.sendall(b"b\na\n")
+        connection.shutdown(1)
+        received = b""
+        while data := connection.recv(4096):
+            received += data
+        # Each frame has 8 bytes of header: stream 1 is stdout.
+        self.assertEqual((received[:1], received[8:]), (b"\1", b"a\nb\n"))
+
+    def test_archive(self):
+        """An archive put into a container comes out again."""
+        container = self.client.containers.create("busybox")
+        source = self.directory()
+        data = os.urandom(3 * MEBIBYTE)
+        (source / "data").write_bytes(data)
+        self.rda.docker("cp", str(source / "data"), f"{container.id}:/data")
+        stream, described = container.get_archive("/data")
+        self.assertEqual(described["size"], len(data))
+        self.assertIn(data, b"".join(stream))
