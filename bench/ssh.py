@@ -66,6 +66,9 @@ def serve_one(peer: socket.socket) -> None:
                 while left > 0:
                     left -= len(peer.recv(min(left, CHUNK)))
                 peer.sendall(b".")
+            elif what == b"GET":  # rda's link asks whether it is a Docker daemon that answers
+                peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nOK")
+                return
             else:
                 peer.sendall(b".")
 
@@ -139,20 +142,16 @@ async def delay_relay(port: int, round_trip: float, host: str, target_port: int)
 
 
 def forward_rda(options: argparse.Namespace) -> None:
-    """Run rda's transport and channels as a forwarder of a UNIX-domain socket."""
+    """Run rda's link as a forwarder of a UNIX-domain socket: what the socket of the Docker daemon is for rda."""
     from twisted.internet import reactor
-    from twisted.internet.endpoints import TCP4ClientEndpoint, UNIXServerEndpoint, connectProtocol
+    from twisted.internet.endpoints import UNIXServerEndpoint
     from twisted.internet.interfaces import IHalfCloseableProtocol
     from twisted.internet.protocol import Factory, Protocol
     from zope.interface import implementer
 
+    from rda.config import Remote
     from rda.sockets import send_now
-    from rda.ssh.channels import streamlocal
-    from rda.ssh.host_keys import HostKeys
-    from rda.ssh.identities import KeyStore
-    from rda.ssh.known_hosts import HostName
-    from rda.ssh.login import Login, LoginKeys
-    from rda.ssh.transport import ClientTransport, Options
+    from rda.ssh.link import Link
 
     @implementer(IHalfCloseableProtocol)
     class End(Protocol):
@@ -186,7 +185,7 @@ def forward_rda(options: argparse.Namespace) -> None:
         def connectionMade(self) -> None:
             super().connectionMade()
             self.transport.pauseProducing()
-            opened = streamlocal(connection, options.socket).connect(Factory.forProtocol(End))
+            opened = link.docker().connect(Factory.forProtocol(End))
             opened.addCallbacks(self.opened, lambda failure: self.transport.abortConnection())
 
         def opened(self, far: End) -> None:
@@ -194,24 +193,11 @@ def forward_rda(options: argparse.Namespace) -> None:
             far.join(self)
             self.transport.resumeProducing()
 
-    def listen(service: object) -> None:
-        nonlocal connection
-        connection = service
-        UNIXServerEndpoint(reactor, options.listen, backlog=1024).listen(Factory.forProtocol(Local))
-        print("serving", flush=True)
-
-    connection = None
     user, host, port = split_remote(options.remote)
-    name = HostName(options.name, options.name_port)
-    login = Login(reactor, user, host, LoginKeys((options.identity,)), KeyStore())
-    client = ClientTransport(
-        HostKeys(name, (options.known_hosts,), time.time),
-        login,
-        reactor,
-        Options(ciphers=(options.cipher.encode(),)) if options.cipher else None,
-    )
-    client.ready.addCallbacks(listen, lambda failure: (print(failure.value, flush=True), reactor.stop()))
-    connectProtocol(TCP4ClientEndpoint(reactor, host, port), client)
+    remote = Remote(f"{user}@{host}:{port}", (options.identity,), known_hosts=(options.known_hosts,), ssh_config="none")
+    link = Link(reactor, remote, f"unix://{options.socket}", environ={})
+    UNIXServerEndpoint(reactor, options.listen, backlog=1024).listen(Factory.forProtocol(Local))
+    reactor.callWhenRunning(link.startService)
     if options.profile:
         import cProfile
 
@@ -295,27 +281,40 @@ class Contender:
 
 def start(name: str, options: argparse.Namespace, remote: str, directory: Path) -> Contender:
     """Start one contender by its name."""
+    known_hosts = know(options, remote, directory)
     local = str(directory / f"{name.replace(' ', '-')}.sock")
     user, host, port = split_remote(remote)
     if name.startswith("ssh -L"):
         command = ["ssh", "-N", "-p", str(port), "-i", options.identity, "-L", f"{local}:{options.socket}"]
-        command += ["-o", f"UserKnownHostsFile={options.known_hosts}", "-o", "BatchMode=yes", "-F", "none"]
-        command += ["-o", f"HostKeyAlias={known_name(options)}", "-o", "IdentitiesOnly=yes"]
+        command += ["-o", f"UserKnownHostsFile={known_hosts}", "-o", "BatchMode=yes", "-F", "none"]
+        command += ["-o", "IdentitiesOnly=yes"]
         if "gcm" in name:
             command += ["-c", "aes128-gcm@openssh.com"]
         return Contender(name, local, [*command, f"{user}@{host}"])
     command = [sys.executable, __file__, "--forward", name.split()[0], "--listen", local, "--remote", remote]
-    command += ["--socket", options.socket, "--identity", options.identity, "--known-hosts", options.known_hosts]
-    _, true_host, true_port = split_remote(options.remote)
-    command += ["--name", true_host, "--name-port", str(true_port), "--cipher", options.cipher]
+    command += ["--socket", options.socket, "--identity", options.identity, "--known-hosts", known_hosts]
     if options.profile and name == "rda":
         command += ["--profile", options.profile]
     return Contender(name, local, command)
 
 
-def known_name(options: argparse.Namespace) -> str:
-    """The server's name in known_hosts."""
-    _, host, port = split_remote(options.remote)
+def know(options: argparse.Namespace, remote: str, directory: Path) -> str:
+    """A known_hosts file in which the server's keys have the name of the relay in front of it, too."""
+    lines = []
+    for name in (host_name(options.remote), host_name(remote)):
+        command = ["ssh-keygen", "-F", host_name(options.remote), "-f", options.known_hosts]
+        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+        lines += [f"{name} {line.split(maxsplit=1)[1]}" for line in found if line and not line.startswith("#")]
+    if not lines:
+        raise SystemExit(f"{host_name(options.remote)} is not in {options.known_hosts}")
+    path = directory / "known_hosts"
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return str(path)
+
+
+def host_name(remote: str) -> str:
+    """The server's name as known_hosts files have it."""
+    _, host, port = split_remote(remote)
     return host if port == 22 else f"[{host}]:{port}"
 
 
@@ -459,10 +458,11 @@ def start_relay(options: argparse.Namespace, round_trip: float) -> tuple[str, su
 def run_at(options: argparse.Namespace, names: list[str], round_trip: float, directory: Path) -> None:
     """All rounds at one distance, and their table."""
     remote, relay = start_relay(options, round_trip)
-    contenders = []
+    contenders: list[Contender] = []
     results: dict[tuple[str, str], list[float]] = defaultdict(list)
     try:
-        contenders = [start(name, options, remote, directory) for name in names]
+        for name in names:
+            contenders.append(start(name, options, remote, directory))
         for number in range(options.rounds):
             turn = number % len(contenders)
             for contender in contenders[turn:] + contenders[:turn]:
@@ -519,13 +519,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=256, help="MiB of a bulk transfer (a quarter with a delay)")
     parser.add_argument("--delays", default="0,20,100", help="added round trips, milliseconds")
     parser.add_argument("--only", default="", help="contenders, separated by commas: " + ", ".join(CONTENDERS))
-    parser.add_argument("--cipher", default="", help="let rda offer this one only")
     parser.add_argument("--profile", default="", help="file for a profile of rda's process")
-    for internal in ("--serve", "--delay", "--forward", "--listen", "--name", "--name-port"):
+    for internal in ("--serve", "--delay", "--forward", "--listen"):
         parser.add_argument(internal, default="", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    options.name_port = int(options.name_port or 22)
-    return options
+    return parser.parse_args(arguments)
 
 
 CONTENDERS = ("ssh -L", "ssh -L gcm", "asyncssh", "rda")
@@ -550,7 +547,9 @@ def main() -> None:
         directory = Path(tempfile.mkdtemp(prefix="rda-bench-"))
         try:
             for delay in options.delays.split(","):
-                run_at(options, names, float(delay) / 1e3, directory)
+                place = directory / delay
+                place.mkdir()
+                run_at(options, names, float(delay) / 1e3, place)
         finally:
             if service is not None:
                 service.terminate()
