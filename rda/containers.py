@@ -20,6 +20,7 @@ from zope.interface import implementer
 from rda.api import DaemonAPI
 from rda.docker import rewrite
 from rda.docker.binds import volume_source
+from rda.docker.ports import Published
 from rda.docker.routes import Call, Outgoing
 from rda.docker.sources import Sorted, Sources
 from rda.forwards import Forwards
@@ -161,9 +162,15 @@ class Containers:
         memo = _Creating(
             sources=tuple(path for _, path in found.local),
             shown={places[bind.path]: bind.path for bind, _ in found.local},
-            warnings=(*found.warnings, *warnings),
+            warnings=(*found.warnings, *warnings, *await self._udp_warnings(wanted.ports)),
         )
         return Outgoing(body=changed, memo=memo)
+
+    async def _udp_warnings(self, ports: Sequence[Published]) -> tuple[str, ...]:
+        """Say at once when the remote host cannot relay the datagrams that a container publishes a port for."""
+        keys = dict.fromkeys(port.key for port in ports if port.protocol == "udp")
+        problem = await self._forwards.udp_problem() if keys else ""
+        return (f"rda: {', '.join(keys)} is not forwarded: {problem}",) if problem else ()
 
     async def _exposed(self, image: str) -> tuple[str, ...]:
         """The ports that an image exposes; none when it is not there, which the daemon will say itself."""
@@ -284,7 +291,7 @@ class Containers:
         bind = volume_source(asked)
         found = self._sources.sort([] if bind is None else [bind])
         places = await self._place(found)
-        return Outgoing(body=rewrite.outward_volume(asked, places, self._owner, secrets.token_hex(8)))
+        return Outgoing(body=rewrite.outward_volume(asked, places, self._owner, secrets.token_hex(8), found.remote))
 
     async def _volume_shown(self, call: Call, sent: Outgoing, status: int, body: Any) -> Any:
         return rewrite.inward_volume(body) if status < 400 and isinstance(body, dict) else body

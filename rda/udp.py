@@ -33,7 +33,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from rda.docker.ports import Published
-from rda.errors import CommandFailed, RdaError
+from rda.errors import ChannelRefused, CommandFailed, RdaError
 from rda.interfaces import IRemoteHost
 
 __all__ = ["COMMAND", "IDLE_SECONDS", "MAX_FLOWS", "MAX_QUEUED", "NO_PROGRAM", "UDPForward", "probe", "udp_listener"]
@@ -193,8 +193,14 @@ def probe(host: IRemoteHost, clock: IReactorTime) -> Deferred[str]:
     asking = _Probe()
     connecting = host.command(COMMAND).connect(Factory.forProtocol(lambda: asking))
     answer: Deferred[str] = Deferred(lambda _: connecting.cancel())
-    connecting.addCallbacks(lambda _: asking.ended, lambda failure: failure).chainDeferred(answer)
+    connecting.addCallbacks(lambda _: asking.ended, _not_started).chainDeferred(answer)
     return answer.addTimeout(PROBE_SECONDS, clock, lambda _, seconds: f"{NO_PROGRAM} (no answer in {seconds:.0f} s)")
+
+
+def _not_started(failure: Failure) -> str:
+    """A server that runs no commands (SFTP only) is a reason; a missing link is an error."""
+    failure.trap(ChannelRefused, CommandFailed)
+    return f"UDP needs a command on the remote host, and its SSH server runs none: {failure.getErrorMessage()}"
 
 
 @implementer(IHalfCloseableProtocol)

@@ -24,7 +24,7 @@ from zope.interface import implementer
 
 from rda import udp as module
 from rda.docker.ports import Listener, Published
-from rda.errors import CommandFailed, LinkDown
+from rda.errors import ChannelRefused, CommandFailed, LinkDown
 from rda.forwards import Forwards
 from rda.interfaces import IRemoteHost
 from rda.udp import COMMAND, IDLE_SECONDS, MAX_QUEUED, NO_PROGRAM, PROBE_SECONDS, READY, udp_listener
@@ -395,6 +395,11 @@ class ProbeTests(UDPCase):
             self.assertIn(NO_PROGRAM, self.successResultOf(asking))
         self.network.pump()
         self.assertIsNotNone(self.host.endpoint.peers[0].lost)
+
+    def test_no_commands(self) -> None:
+        """A server that runs no commands is a reason, and no error."""
+        self.host.endpoint.failure = ChannelRefused("administratively prohibited", 1)
+        self.assertIn("runs none", self.successResultOf(self.forwards.udp_problem()))
 
     def test_no_link(self) -> None:
         """Without a link there is no answer."""
