@@ -683,6 +683,28 @@ class EventsTests(RelayCase):
         self.send(self.upstream, OK)
         self.assertTrue(client.received.endswith(OK))
 
+    def test_a_held_head(self) -> None:
+        """Documents that come while the head is held follow it, changed like all others."""
+        seen: Deferred[None] = Deferred()
+        self.rewriter.on_answered = lambda status, body: seen
+        client = self.client(EVENTS)
+        self.send(self.upstream, CHUNKED + self.event(1))
+        self.send(self.upstream, self.event(2))
+        self.assertEqual(client.received, b"")
+        seen.callback(None)
+        self.pump()
+        self.assertEqual(body_of(client.received), b'{"id":1}\n{"id":2}\n')
+
+    def test_a_held_head_before_nonsense(self) -> None:
+        """Nonsense that comes while the head is held cuts the stream, too."""
+        seen: Deferred[None] = Deferred()
+        self.rewriter.on_answered = lambda status, body: seen
+        client = self.client(EVENTS)
+        self.send(self.upstream, CHUNKED + b"5\r\nhello\r\n")
+        seen.callback(None)
+        self.pump()
+        self.assertIsNotNone(client.lost)
+
     def test_http_1_0(self) -> None:
         """An HTTP/1.0 client gets the documents without chunks."""
         client = self.client(b"GET /events HTTP/1.0\r\n\r\n")
@@ -865,6 +887,20 @@ class HijackTests(RelayCase):
         self.send(self.upstream, UPGRADED)
         self.assertTrue(self.upstream.ended)
         self.assertEqual(self.upstream.received, ATTACH + b"all there is")
+
+    def test_a_half_close_while_the_answer_is_held(self) -> None:
+        """A half-close while the rewriter looks at the 101 is passed on after the early bytes, too."""
+        seen: Deferred[None] = Deferred()
+        self.rewriter.on_answered = lambda status, body: seen
+        client = self.client(post(b"/v1.45/exec/1/start", b"{}", b"Connection: Upgrade\r\nUpgrade: tcp\r\n") + b"early")
+        self.send(self.upstream, UPGRADED)
+        client.transport.loseWriteConnection()
+        self.pump()
+        self.assertFalse(self.upstream.ended)
+        seen.callback(None)
+        self.pump()
+        self.assertTrue(self.upstream.received.endswith(b"{}early"))
+        self.assertTrue(self.upstream.ended)
 
     def test_the_daemon_leaves(self) -> None:
         """A busy client still reads everything when the daemon is gone: it is drained, not cut."""

@@ -73,7 +73,7 @@ class _State(Enum):
 class DaemonConnection(Protocol):
     """One connection to the Docker daemon.
 
-    :ivar fresh: no exchange has used it before the present one.
+    :ivar fresh: it was never kept for a later exchange, and so cannot have died of age.
     """
 
     def __init__(self, pool: DaemonPool) -> None:
@@ -84,17 +84,7 @@ class DaemonConnection(Protocol):
         self._framing: Framing = UntilClose()
         self._reusable = False
         self._input_ended = False
-        self._uses = 0
-
-    @property
-    def fresh(self) -> bool:
-        """Whether the present exchange is its first."""
-        return self._uses == 1
-
-    @property
-    def closed(self) -> bool:
-        """Whether it is lost or being given up."""
-        return self._state is _State.CLOSED
+        self.fresh = True
 
     # ---------------------------------------------------------------------------------------- for the exchange
 
@@ -105,7 +95,6 @@ class DaemonConnection(Protocol):
         """
         self._receiver = receiver
         self._method = method
-        self._uses += 1
         self._state = _State.HEAD
         self._head = HeadReader(self._pool.limits.head)
         self.transport.registerProducer(producer, True)  # type: ignore[union-attr]
@@ -288,6 +277,7 @@ class DaemonPool:
 
     def put(self, connection: DaemonConnection) -> None:
         """Keep a connection that is ready for another exchange, or close it."""
+        connection.fresh = False
         if len(self._idle) >= self.limits.idle_upstreams:
             connection.close()
             return

@@ -30,7 +30,17 @@ from rda.proxy.counters import Counters
 from rda.proxy.limits import Limits
 from rda.proxy.pool import DaemonConnection, DaemonPool
 from rda.proxy.tunnel import ClientEnd, Flow, Tunnel
-from rda.proxy.wire import AnswerHead, Chunked, DocumentSplitter, Framing, RequestHead, WireError, chunk, request_head
+from rda.proxy.wire import (
+    AnswerHead,
+    Chunked,
+    DocumentSplitter,
+    Framing,
+    RequestHead,
+    UntilClose,
+    WireError,
+    chunk,
+    request_head,
+)
 
 __all__ = ["Downstream", "Exchange"]
 
@@ -276,7 +286,7 @@ class Exchange:
 
     def _end_of_input(self) -> None:
         """Pass on the client's half-close, but not before a hijack's early bytes, which wait for the answer."""
-        may_follow = self._call.route.answer is Answer.HIJACK and self._answer is _Answer.AWAITED
+        may_follow = self._call.route.answer is Answer.HIJACK and self._answer is not _Answer.FLOWING
         if self._half_closed and self._upstream is not None and not may_follow:
             self._upstream.end_of_input()
 
@@ -341,9 +351,14 @@ class Exchange:
         self._corked = []
         mode = self._call.route.answer
         if mode is Answer.DOCUMENT and _is_json(head) and not framing.done:
-            framing.decoding = True
             self._collected = head
-        elif self._call.route.asks or mode is Answer.HELD:
+        elif mode is Answer.DOCUMENTS and head.status == 200:
+            self._splitter = DocumentSplitter(self._limits.stream_document)
+            self._chunked_answer = bool(self._head.minor)
+        framing.decoding = bool(self._collected or self._splitter or not self._head.minor)  # HTTP/1.0 has no chunks
+        if self._collected:
+            return
+        if self._call.route.asks or mode is Answer.HELD:
             self._hold(head.status, None, lambda _: self._flow(head, framing))
         else:
             self._flow(head, framing)
@@ -453,18 +468,12 @@ class Exchange:
         """Send the answer's head and what there is of its body; the rest follows as it comes."""
         self._answer = _Answer.FLOWING
         self._end_of_input()
-        chunked = isinstance(framing, Chunked)
-        if self._call.route.answer is Answer.DOCUMENTS and head.status == 200:
-            self._splitter = DocumentSplitter(self._limits.stream_document)
-            self._chunked_answer = bool(self._head.minor)
-            framing.decoding = True
-            more = b"Transfer-Encoding: chunked\r\n" if self._chunked_answer else b""
-            self._send_head(head, (), more, closes=not self._chunked_answer)
-        elif chunked and not self._head.minor:  # HTTP/1.0 has no chunks
-            framing.decoding = True
+        if self._chunked_answer:
+            self._send_head(head, (), b"Transfer-Encoding: chunked\r\n", closes=False)
+        elif self._splitter or (framing.decoding and isinstance(framing, Chunked)):
             self._send_head(head, (), b"", closes=True)
         else:
-            endless = not chunked and not head.values(b"content-length") and not framing.done
+            endless = isinstance(framing, UntilClose)
             self._send_head(head, (b"content-length", b"transfer-encoding"), b"", closes=endless)
         early, self._early = self._early, []
         for data in early:
