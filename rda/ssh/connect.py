@@ -43,6 +43,7 @@ class Connector:
     :param reactor: for the network, processes, threads and time: the real one, or a clock in tests.
     :param store: unlocks identity files.
     :param environ: for proxy commands.
+    :param wall_clock: seconds since the epoch, for the validity of host certificates.
     :param pins: fingerprints that the target's host key has to have; jump hosts are looked up in known_hosts.
     :param direct: makes the endpoint for a host and port without a jump or proxy command; tests replace it.
     """
@@ -50,8 +51,8 @@ class Connector:
     reactor: Any
     store: KeyStore
     environ: Mapping[str, str]
+    wall_clock: Callable[[], float]
     pins: tuple[str, ...] = ()
-    wall_clock: Callable[[], float] = lambda: 0.0
     direct: Callable[[Target], IStreamClientEndpoint] | None = None
     _alive: set[WatchedTransport] = field(default_factory=set)
     _waiting: list[Deferred[None]] = field(default_factory=list)

@@ -207,7 +207,7 @@ class DockerSocket:
                 raise
             way = await self._find_way(connection, error)
             protocol = await self._open(way, connection, factory)
-        self._chosen = (connection, way or self._first)
+        self._choose(connection, way or self._first)
         self._fill_soon(0.0)
         return protocol
 
@@ -361,24 +361,39 @@ class DockerSocket:
         self._closed = False
 
     def link_up(self) -> None:
-        """There is a new connection: have spares ready on it if its way is known, without waiting for a client.
-
-        The way is found by the first client; the first way is tried here, as it is nearly always the right one.
-        """
+        """There is a new connection: find the way, and have spares ready, without waiting for a client."""
         self._vain = None
         transport = self._line.transport
-        if transport is None or self._closed:
-            return
-        opening = self._open(self._first, transport.connection, Factory.forProtocol(lambda: _Spare(self._dead)))
-        self._opening += 1
-        connection = transport.connection
+        if transport is not None and not self._closed:
+            preparing = Deferred.fromCoroutine(self._prepare(transport.connection))
+            preparing.addErrback(lambda failure: self._log.failure("the Docker socket could not be prepared", failure))
 
-        def opened(spare: IProtocol) -> None:
-            self._chosen = self._chosen if self._way_of(connection) else (connection, self._first)
-            self._opened(spare)
+    async def _prepare(self, connection: Connection) -> None:
+        factory = Factory.forProtocol(lambda: _Spare(self._dead))
+        self._opening += 1
+        try:
+            spare = await self._open(self._first, connection, factory)
+        except RdaError as error:
+            self._opening -= 1
+            if isinstance(error, ChannelRefused) and error.code and self._first is Way.STREAMLOCAL:
+                await self._search_ahead(connection, error)
+            return
+        self._choose(connection, self._first)
+        self._opened(spare)
+        self._fill_soon(0.0)
+
+    async def _search_ahead(self, connection: Connection, refusal: ChannelRefused) -> None:
+        try:
+            await self._find_way(connection, refusal)
+        except RdaError as error:
+            # Nobody has asked yet: the next client searches again, and is told.
+            self._log.info("the Docker socket is not reached: {reason}", reason=str(error))
+        else:
             self._fill_soon(0.0)
 
-        opening.addCallbacks(opened, self._not_opened)
+    def _choose(self, connection: Connection, way: Way) -> None:
+        if self._way_of(connection) is None:
+            self._chosen = (connection, way)
 
     def close(self) -> None:
         """Close the spares; new ones are not opened."""

@@ -34,7 +34,7 @@ from rda.ssh.channels import Connection, command, direct_tcp, streamlocal, subsy
 from rda.ssh.connect import Connector
 from rda.ssh.docker_socket import DockerSocket, parse_docker
 from rda.ssh.identities import AskPassphrase, KeyStore
-from rda.ssh.line import Backoff, Line, Opened
+from rda.ssh.line import WAIT_FOR_LINK, Backoff, Line, Opened
 from rda.ssh.network_watch import NetworkWatch
 from rda.ssh.sessions import SessionPool
 from rda.ssh.sftp import SFTPFiles
@@ -45,6 +45,10 @@ __all__ = ["Link"]
 
 #: Connections beyond main and bulk for session channels that the server's MaxSessions leaves no room for.
 EXTRA_LINES = 2
+
+#: Seconds that another connection waits for the main one: a little less than a request waits, so that it gets the
+#: reason.
+MAIN_FIRST_SECONDS = 0.9 * WAIT_FOR_LINK
 
 
 @implementer(IStreamClientEndpoint)
@@ -95,14 +99,12 @@ class Link(Service):
         self._ask = ask
         self._find_target = find_target or self._resolve
         self._store = KeyStore()
-        self._connector = Connector(
-            reactor, self._store, self._environ, tuple(remote.host_keys), wall_clock=wall_clock, direct=direct
-        )
+        self._connector = Connector(reactor, self._store, self._environ, wall_clock, tuple(remote.host_keys), direct)
         self._label = remote.target
         self._observers: list[Callable[[LinkStatus], None]] = []
         self._main = Line(reactor, self._open, wall_clock, self._changed, backoff=backoff())
         self._bulk, *extra = (
-            Line(reactor, self._open, wall_clock, self._wake, on_demand=True, backoff=backoff())
+            Line(reactor, self._open_another, wall_clock, self._wake, on_demand=True, backoff=backoff())
             for _ in range(1 + EXTRA_LINES)
         )
         self._lines = (self._main, self._bulk, *extra)
@@ -204,6 +206,11 @@ class Link(Service):
 
     def _open(self) -> Deferred[Opened]:
         return Deferred.fromCoroutine(self._open_one())
+
+    def _open_another(self) -> Deferred[Opened]:
+        # One line alone tries whether the host is there and lets us in: the others would only double the attempts.
+        reached = self._main.session(limit=MAIN_FIRST_SECONDS)
+        return reached.addCallback(lambda _: self._open())
 
     async def _open_one(self) -> Opened:
         # Anew each time: what ssh_config says may depend on the network (Match exec), and files change.
