@@ -32,7 +32,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from rda.errors import LinkDown, RdaError
+from rda.errors import HostKeyRefused, LinkDown, RdaError
 from rda.ssh.channels import Connection
 from rda.ssh.transport import ClientTransport
 
@@ -49,8 +49,9 @@ LONGEST_DELAY = 30.0
 STABLE_SECONDS = 2.0
 MOST_UNSTABLE = 3
 
-#: Seconds that a request waits for the connection to come back; a Docker client gets 503 with the reason then.
-WAIT_FOR_LINK = 10.0
+#: Seconds that a request waits for the connection to come back; a Docker client gets 503 with the reason then. The
+#: docker CLI makes two requests, one after the other, before it gives up.
+WAIT_FOR_LINK = 5.0
 
 #: Requests that wait for the connection; more fail at once.
 MAX_WAITING = 1024
@@ -59,7 +60,15 @@ MAX_WAITING = 1024
 IDLE_SECONDS = 60.0
 
 
-#: Seconds that a peer has to answer after a change of the network, and the same in round trips for slow paths.
+#: Seconds that pass before a request makes rda try again what only a person can mend, as they may have done: a host key
+#: that was not trusted, which costs nothing; and a refused login, which servers count.
+TRUST_AGAIN_SECONDS = 2.0
+LOG_IN_AGAIN_SECONDS = 30.0
+
+#: Seconds of silence after which sending makes rda ask the peer for a sign of life.
+QUIET_SECONDS = 2.0
+
+#: Seconds that a peer in doubt has to answer, and the same in round trips for slow paths.
 DOUBT_SECONDS = 3.0
 DOUBT_ROUND_TRIPS = 4
 
@@ -70,9 +79,17 @@ class WatchedTransport(ClientTransport):
     """A transport that knows when it last heard of its peer.
 
     :ivar heard_at: by its clock, in seconds.
+    :ivar on_quiet: called when data is sent to a peer that has been quiet for :data:`QUIET_SECONDS`.
     """
 
     heard_at = float("-inf")
+    on_quiet: Callable[[], None] | None = None
+
+    def send_channel_data(self, recipient: int, data: memoryview) -> None:
+        """Whoever sends waits for an answer: do not trust a silence of some seconds."""
+        super().send_channel_data(recipient, data)
+        if self.on_quiet is not None and self.clock.seconds() - self.heard_at >= QUIET_SECONDS:
+            self.on_quiet()
 
     def dataReceived(self, data: bytes) -> None:
         """Anything that comes is a sign of life: on a busy line the answer to a ping may queue behind megabytes."""
@@ -159,6 +176,7 @@ class Line(Service):
         self._client: ClientService | None = None
         self._waiting: dict[Deferred[ClientTransport], IDelayedCall | None] = {}
         self._failure: RdaError | None = None
+        self._failed_at = 0.0
         self._connected_at = 0.0
         self._watch: _Keepalive | None = None
         self._idle_timer: IDelayedCall | None = None
@@ -220,7 +238,7 @@ class Line(Service):
             return succeed(self.transport)
         if self.ended:
             return fail(LinkDown("rda is not connected to the remote host: it is stopping."))
-        if self._failure is not None and not self._on_demand:
+        if self._failure is not None and not self._on_demand and (limit is None or not self._may_be_mended):
             return fail(self._failure)
         if len(self._waiting) >= MAX_WAITING:
             return fail(LinkDown(f"More than {MAX_WAITING} requests wait for the connection. {self.reason}".strip()))
@@ -230,6 +248,12 @@ class Line(Service):
             self._failure = None
             self._connect()
         return waiting
+
+    @property
+    def _may_be_mended(self) -> bool:
+        """Whether a person has had time to mend what they alone can."""
+        seconds = TRUST_AGAIN_SECONDS if isinstance(self._failure, HostKeyRefused) else LOG_IN_AGAIN_SECONDS
+        return self._clock.seconds() - self._failed_at >= seconds
 
     async def attempt(self, open_channel: Callable[[Connection], Awaitable[T]]) -> T:
         """Open a channel; once more on the next connection when this one is lost before the channel is open.
@@ -331,6 +355,7 @@ class Line(Service):
         if client is None or client is not self._client:
             return  # stopped or tried again meanwhile
         self._failure = error
+        self._failed_at = self._clock.seconds()
         self._disconnect()
         self._release(error)
         self._become("failed", str(error))
@@ -439,6 +464,7 @@ class _Keepalive:
         self._doubt: IDelayedCall | None = None
 
     def start(self) -> None:
+        self._opened.transport.on_quiet = self.doubt
         self.probe()
 
     def stop(self) -> None:
@@ -453,7 +479,7 @@ class _Keepalive:
             self._doubt = None
 
     def doubt(self) -> None:
-        """The network has changed: a peer that does not answer soon is not behind it any more."""
+        """Perhaps the peer is not there any more: then it does not answer soon."""
         if self._doubt is not None:
             return  # it is in doubt already, and must not become less so by more changes
         seconds = max(DOUBT_SECONDS, DOUBT_ROUND_TRIPS * (self._opened.transport.connection.round_trip or 0.0))
@@ -467,7 +493,7 @@ class _Keepalive:
     def _unanswered(self, seconds: float) -> None:
         self._doubt = None
         if not self._heard_within(seconds):
-            self._dead(f"has not answered for {seconds:.0f} s after a change of the network")
+            self._dead(f"has not answered for {seconds:.0f} s")
 
     def probe(self) -> None:
         """Ask now, and again after each interval."""
