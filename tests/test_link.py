@@ -587,13 +587,14 @@ class KeepaliveTests(LinkCase):
 
     def test_a_request_to_a_peer_that_is_gone(self) -> None:
         """Sending to a peer that has been quiet finds out within seconds that it is gone."""
+        self.remote.sockets[SOCKET] = Factory.forProtocol(Protocol)  # it answers nothing
         self.start()
         client = self.connected(self.link.docker())
         self.remote.deaf = True
         self.network.advance(QUIET_SECONDS + 1)
         client.transport.write(b"x")
         self.network.advance(DOUBT_SECONDS + 0.5)
-        self.assertIn("has not answered for 3 s", self.link.status().reason)
+        self.assertIn("tester@host:22 has not answered for 3 s.", [status.reason for status in self.seen])
 
     def test_a_peer_that_is_gone_after_a_change(self) -> None:
         """A peer that does not answer soon after a change of the network is given up without waiting for longer."""
