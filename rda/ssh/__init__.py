@@ -1,1 +1,18 @@
-"""The SSH side: one verified, reconnecting link per remote, and channels that behave like transports."""
+"""The SSH link to a remote host: nothing outside this package but :mod:`rda.agent` imports it.
+
+From the top to the bottom::
+
+    link             what the rest of rda sees (rda.interfaces.IRemoteHost): lines, pools and spares put together
+    docker_socket    which way leads to the Docker socket, and channels that are open before they are needed
+    sessions         commands and subsystems within the server's MaxSessions
+    line             one SSH connection that always comes back: retries, keepalive, whoever waits for it
+    connect          opening one connection: TCP, jump hosts, a proxy command (proxy_command)
+    ssh_config       what --remote means: by ssh -G, or without it by ssh_config_file
+    login            who we are: user authentication; identities and agent have the keys, askpass the passphrases
+    host_keys        who they are: host keys, by known_hosts and pins
+    transport        the encrypted connection, with exchange, kex, ciphers and packets
+    channels         the connection service and its channels as endpoints; stream: one channel as a transport
+    sftp             the remote file system
+    keys             keys and certificates as values; known_hosts: looking them up
+    network_watch    noticing that the network has changed; program: running a local program
+"""
