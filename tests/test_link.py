@@ -721,6 +721,7 @@ class LadderTests(LinkCase):
         """Where streamlocal is refused, the docker program on the remote host leads to the socket."""
         self.remote.commands[DIAL_STDIO] = Factory.forProtocol(Daemon)
         self.start()
+        self.assertEqual(self.link.status().socket_via, "dial-stdio")  # found before anybody asks
         client = self.connected(self.link.docker())
         client.transport.write(b"hello")
         self.network.settle()
