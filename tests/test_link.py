@@ -1011,6 +1011,6 @@ class BackoffTests(SynchronousTestCase):
         for _ in range(6):
             backoff.lasted(0.1)
             delays.append(backoff(1))
-        self.assertEqual(delays, [1, 2, 4, 4, 4, 4])
+        self.assertEqual(delays, [1, 2, 2, 2, 2, 2])
         backoff.lasted(60)
         self.assertEqual(backoff(1), FIRST_DELAY)

@@ -47,7 +47,7 @@ LONGEST_DELAY = 30.0
 #: takes and drops connections is not to be hammered, but it was reached, and so the delay stays below
 #: :data:`WAIT_FOR_LINK`.
 STABLE_SECONDS = 2.0
-MOST_UNSTABLE = 3
+MOST_UNSTABLE = 2
 
 #: Seconds that a request waits for the connection to come back; a Docker client gets 503 with the reason then. The
 #: docker CLI makes two requests, one after the other, before it gives up.
