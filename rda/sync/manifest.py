@@ -40,6 +40,7 @@ class Manifest:
     :ivar digests: of files whose content was read so soon after their last change that a later change could have
         left the same times and size (git calls them racily clean).
     :ivar doubtful: intents of an earlier run without a result, at paths that were not ours before.
+    :ivar intended: intents without a result at paths that were ours before: there is either this or the old version.
     """
 
     def __init__(self, path: str) -> None:
@@ -47,6 +48,7 @@ class Manifest:
         self.digests: dict[bytes, bytes] = {}
         self.entries: dict[bytes, Entry] = {}
         self.doubtful: dict[bytes, Entry] = {}
+        self.intended: dict[bytes, Entry] = {}
         self._load()
 
     def _open(self, path: str) -> sqlite3.Connection:
@@ -79,10 +81,12 @@ class Manifest:
             if digest is not None:
                 self.digests[path] = digest
         for path, kind, mode, size, mtime, ctime, inode, target in self._db.execute("SELECT * FROM intent"):
+            entry = Entry(kind, mode, size, mtime, ctime, inode & _MASK, target)
             if path in self.entries:  # ours before and after: only which of the two contents is there is not known
                 self.entries[path] = self.entries[path].uncertain()
+                self.intended[path] = entry
             else:
-                self.doubtful[path] = Entry(kind, mode, size, mtime, ctime, inode & _MASK, target)
+                self.doubtful[path] = entry
 
     def meta(self, name: str) -> str | None:
         """A value that was remembered with :meth:`remember`, or None."""
@@ -95,6 +99,8 @@ class Manifest:
 
     def intend(self, entries: Iterable[tuple[bytes, Entry]]) -> None:
         """Note what is about to be put on the remote."""
+        entries = list(entries)
+        self.intended.update((path, entry) for path, entry in entries if path in self.entries)
         with _Transaction(self._db):
             self._db.executemany(
                 "INSERT OR REPLACE INTO intent VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -133,6 +139,7 @@ class Manifest:
                 self.digests[path] = digest
         for path in (*(p for p, _, _ in put), *removed, *undone):
             self.doubtful.pop(path, None)
+            self.intended.pop(path, None)
 
     def doubt(self, paths: Iterable[bytes]) -> None:
         """The content of these is not known any more (in memory: the intents in the file say the same)."""
@@ -149,6 +156,7 @@ class Manifest:
         self.entries.clear()
         self.digests.clear()
         self.doubtful.clear()
+        self.intended.clear()
 
     def blocks(self, path: bytes) -> tuple[int, int, bytes] | None:
         """Size, mtime_ns and block hashes of a large file as it was sent, or None."""

@@ -25,14 +25,15 @@ from watchdog.observers.api import ObservedWatch
 from rda.errors import LinkDown, RdaError, SyncFailed, SyncHalted
 from rda.interfaces import IRemoteFiles, IRemoteHost
 from rda.status import MirrorStatus, Problem
-from rda.sync import content, plan
+from rda.sync import both, content, plan, pull
 from rda.sync.apply import Apply, Outcome
 from rda.sync.bulk import Bulk, InThread
 from rda.sync.large import DELTA_FROM
 from rda.sync.manifest import Manifest
-from rda.sync.remote import OPERATIONS_AT_ONCE, RemoteTree, each
+from rda.sync.pull import Fetch
+from rda.sync.remote import RemoteTree
 from rda.sync.scan import RootProblem, Scanner
-from rda.sync.tree import WHOLE, Entry, Kind, Scope, Snapshot, printable, within
+from rda.sync.tree import WHOLE, Kind, Scope, Snapshot, printable, within
 from rda.sync.watch import Hints, Watcher
 
 #: Seconds before a pass or a path that failed is tried again; doubled each time up to the second number.
@@ -58,6 +59,19 @@ PROBLEMS_SHOWN = 100
 
 
 @dataclass(frozen=True)
+class Settings:
+    """How one source is mirrored.
+
+    :ivar mode: ``one-way``: what is made on the remote stays there, untouched; ``mirror``: it is removed; ``two-way``:
+        it comes back.
+    :ivar ignore: patterns of paths that are left out, as in an ignore file at the root.
+    """
+
+    mode: str = "one-way"
+    ignore: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Tools:
     """What all mirrors of a context share.
 
@@ -78,7 +92,6 @@ class Mirror:
     :param source: absolute local path.
     :param base: gives the mirror's directory on the remote, once it is known.
     :param manifest_path: of the sqlite file.
-    :param rules: ignore patterns of the configuration.
     """
 
     _log = Logger()
@@ -90,16 +103,18 @@ class Mirror:
         base: Callable[[], Deferred[bytes]],
         manifest_path: str,
         tools: Tools,
-        rules: Iterable[str] = (),
+        settings: Settings,
     ) -> None:
         self.source = source
         self.kind = kind
+        # Beside a single file there is nothing on the remote: it can only be written in place, one way.
+        self._mode = settings.mode if kind == Kind.DIRECTORY else "one-way"
         self._base = base
         self._manifest_path = manifest_path
         self._tools = tools
         self._clock = tools.reactor
         self._root = os.fsencode(source)
-        self._scanner = Scanner(self._root, kind, rules)
+        self._scanner = Scanner(self._root, kind, settings.ignore)
         self._manifest: Manifest | None = None
         self._remote: RemoteTree | None = None
         self.remote_path = ""
@@ -249,7 +264,8 @@ class Mirror:
         if self._manifest is not None and self._manifest.digests:
             self._later("racy", RACY_LOOK, Scope(paths=frozenset(self._manifest.digests)))
         if self._live:
-            self._later(*(("poll", POLL) if self._unwatched else ("net", NET)), WHOLE)
+            polled = self._unwatched or self._mode != "one-way"
+            self._later(*(("poll", POLL) if polled else ("net", NET)), WHOLE)
 
     def _answer(self, waiters: list[Deferred[None]]) -> None:
         if self._halted:
@@ -288,6 +304,8 @@ class Mirror:
 
     async def _pass(self, scope: Scope) -> None:
         self._state = "scanning"
+        if self._mode != "one-way":
+            scope = WHOLE  # both sides are compared as wholes
         if b"" in scope.trees:
             self._halted = ""
         self.files_done = self.files_total = self.bytes_done = self.bytes_total = 0
@@ -309,7 +327,8 @@ class Mirror:
         for _ in range(ROUNDS):
             if not outcome.again:
                 break
-            snapshot = await self._scan(Scope(paths=frozenset(outcome.again)), manifest)
+            again = WHOLE if self._mode == "two-way" else Scope(paths=frozenset(outcome.again))
+            snapshot = await self._scan(again, manifest)
             outcome = await self._carry_out(snapshot, manifest, remote)
         for path in outcome.again:
             self._problem(path, "keeps changing while it is read; it is sent again when it is quiet", fatal=False)
@@ -323,6 +342,8 @@ class Mirror:
         if self._manifest is None:
             self._manifest = await self._tools.in_thread(Manifest, self._manifest_path)
             self._manifest.remember("source", self.source)
+            if self._mode == "two-way":
+                await self._tools.in_thread(pull.sweep, self._root)
             self._manifest.remember("kind", str(int(self.kind)))
         return self._manifest
 
@@ -338,7 +359,8 @@ class Mirror:
         if found.generation is None or found.generation != manifest.meta("generation") or not found.has_tree:
             manifest.forget_everything()
             manifest.remember("generation", await remote.new_generation())
-        await self._settle_doubts(manifest, remote)
+        ours, others = await remote.judge(manifest.doubtful)
+        manifest.settle([(path, entry.uncertain(), None) for path, entry in ours], (), others)
         if self.kind == Kind.FILE and not found.has_tree:
             await files.close(await files.open(remote.tree, write=True, create=True))
         self._remote = remote
@@ -349,31 +371,6 @@ class Mirror:
         """The tree was removed on the remote host: make it anew."""
         self._remote = None
         return (await self._connected(manifest))[0]
-
-    async def _settle_doubts(self, manifest: Manifest, remote: RemoteTree) -> None:
-        """Look at what an interrupted pass was about to make: is it ours?"""
-        ours: list[tuple[bytes, Entry, bytes | None]] = []
-        others: list[bytes] = []
-
-        async def look(item: tuple[bytes, Entry]) -> None:
-            path, intended = item
-            try:
-                found = await remote.files.attributes(remote.full(path))
-                target = await remote.files.read_link(remote.full(path)) if found.mode & 0o170000 == 0o120000 else b""
-            except FileNotFoundError:
-                others.append(path)
-                return
-            kind = {0o100000: Kind.FILE, 0o040000: Kind.DIRECTORY, 0o120000: Kind.SYMLINK}.get(found.mode & 0o170000)
-            same = kind == intended.kind and target == intended.target
-            if same and kind == Kind.FILE:
-                same = found.size == intended.size and found.mtime == intended.mtime
-            if same:
-                ours.append((path, intended.uncertain(), None))
-            else:
-                others.append(path)
-
-        await each(list(manifest.doubtful.items()), OPERATIONS_AT_ONCE, look)
-        manifest.settle(ours, (), others)
 
     async def _scan(self, scope: Scope, manifest: Manifest) -> Snapshot:
         look = self._scanner.whole if b"" in scope.trees else self._scanner.part
@@ -399,22 +396,66 @@ class Mirror:
         return different
 
     async def _carry_out(self, snapshot: Snapshot, manifest: Manifest, remote: RemoteTree) -> Outcome:
-        todo = plan.plan_one_way(manifest.entries, snapshot, await self._suspects(snapshot, manifest))
-        halt = None if self._confirmed else plan.check(manifest.entries, snapshot, todo)
-        if halt is not None:
-            if not halt.removals_only:
-                raise SyncHalted(halt.reason)
-            self._halted = halt.reason
-            todo = replace(todo, remove=())
-        elif b"" in snapshot.scope.trees:
-            self._confirmed = False
+        suspects = await self._suspects(snapshot, manifest)
+        back: both.TwoWay | None = None
+        if self._mode == "one-way" or b"" not in snapshot.scope.trees:
+            todo = plan.plan_one_way(manifest.entries, snapshot, suspects)
+        elif self._mode == "mirror":
+            todo = both.plan_mirror(manifest.entries, snapshot, await remote.entries(), suspects)
+        else:
+            there = await remote.entries()
+            back = both.plan_two_way(manifest.entries, snapshot, there, suspects, manifest.intended)
+            todo = back.push
+        todo = self._held_back(todo, back, snapshot, manifest)
         self._take_stock(snapshot)
+        self._count(todo, back)
+        again = await self._bring_back(back, manifest, remote) if back is not None else set()
         if not todo:
-            return Outcome()
+            return Outcome(again=again)
         self._state = "applying"
+        outcome = await Apply(self._root, remote, manifest, self._tools.in_thread, self, self._tools.bulk).run(todo)
+        outcome.again |= again
+        self._note(outcome)
+        return outcome
+
+    def _held_back(
+        self, todo: plan.Plan, back: both.TwoWay | None, snapshot: Snapshot, manifest: Manifest
+    ) -> plan.Plan:
+        """Refuse what looks like an accident, unless somebody said that it is meant."""
+        if self._confirmed:
+            if b"" in snapshot.scope.trees:
+                self._confirmed = False
+            return todo
+        halt = plan.check(manifest.entries, snapshot, todo)
+        if back is not None and halt is None:
+            halt = both.check_pull(manifest.entries, back.pull)
+        if halt is None:
+            return todo
+        if not halt.removals_only:
+            raise SyncHalted(halt.reason)
+        self._halted = halt.reason
+        return replace(todo, remove=())
+
+    def _count(self, todo: plan.Plan, back: both.TwoWay | None) -> None:
         self.files_total += len(todo)
         self.bytes_total += sum(put.entry.size for put in todo.put)
-        outcome = await Apply(self._root, remote, manifest, self._tools.in_thread, self, self._tools.bulk).run(todo)
+        if back is not None:
+            self.files_total += len(back.pull)
+            self.bytes_total += sum(entry.size for _, entry, _ in back.pull.get)
+
+    async def _bring_back(self, back: both.TwoWay, manifest: Manifest, remote: RemoteTree) -> set[bytes]:
+        """The remote's half of a two-way plan; returns what changed here meanwhile."""
+        manifest.settle([(path, entry, None) for path, entry in back.agreed], back.forgotten)
+        if not back.pull:
+            return set()
+        self._state = "applying"
+        fetch = Fetch(self._root, remote, manifest, self._tools.in_thread, self)
+        await fetch.run(back.pull)
+        for path, message in fetch.problems.items():
+            self._problem(path, message, fatal=False)
+        return fetch.again
+
+    def _note(self, outcome: Outcome) -> None:
         for path, (message, fatal) in outcome.problems.items():
             self._problem(path, message, fatal)
         for path, copy in outcome.conflicts.items():
@@ -423,7 +464,6 @@ class Mirror:
                 f"something that was made on the remote host was in the way; it is kept as {printable(copy)}",
                 time.time(),
             )
-        return outcome
 
     # -- problems
 
@@ -457,6 +497,7 @@ class Mirror:
             source=self.source,
             remote=self.remote_path,
             state=self._state,
+            mode=self._mode,
             containers=tuple(containers),
             files=files,
             bytes=size,

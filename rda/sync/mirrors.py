@@ -23,7 +23,7 @@ from rda.errors import BadRequest, RdaError, SyncFailed
 from rda.interfaces import IRemoteFiles, IRemoteHost
 from rda.status import MirrorStatus, Problem
 from rda.sync.bulk import Bulk, InThread
-from rda.sync.mirror import Mirror, Tools
+from rda.sync.mirror import Mirror, Settings, Tools
 from rda.sync.remote import gather
 from rda.sync.tree import Kind
 from rda.sync.watch import Watcher
@@ -52,7 +52,7 @@ class Mirrors(Service):
     :param sync_root: directory on the remote; relative means below the login directory.
     :param reactor: clock, threads.
     :param in_thread: runs a blocking function in a thread; the reactor's own pool unless a test says otherwise.
-    :param rules: ignore patterns for all mounts, and by source.
+    :param settings: tells how a source is mirrored.
     """
 
     _log = Logger()
@@ -66,7 +66,7 @@ class Mirrors(Service):
         reactor: Any,
         in_thread: InThread | None = None,
         watcher: Watcher | None = None,
-        rules: Callable[[str], Iterable[str]] = lambda source: (),
+        settings: Callable[[str], Settings] = lambda source: Settings(),
     ) -> None:
         def pooled(function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
             return deferToThreadPool(reactor, reactor.getThreadPool(), function, *arguments)
@@ -79,7 +79,7 @@ class Mirrors(Service):
         in_thread = in_thread or pooled
         self._bulk = Bulk(host, in_thread)
         self._tools = Tools(host, reactor, in_thread, watcher or Watcher(reactor), self._bulk)
-        self._rules = rules
+        self._settings = settings
         self._mirrors: dict[str, Mirror] = {}
         self._placed: dict[str, float] = {}
         self._holders: dict[str, frozenset[str]] = {}
@@ -212,7 +212,7 @@ class Mirrors(Service):
                     lambda: Deferred.fromCoroutine(self._base(name)),
                     path,
                     self._tools,
-                    self._rules(source),
+                    self._settings(source),
                 )
         return self._mirrors[source]
 

@@ -151,7 +151,7 @@ def _gone(known: Mapping[bytes, Entry], here: Snapshot) -> Iterator[bytes]:
     """Paths of the manifest that are in scope and not here any more."""
     entries = here.entries
     for path in _in_scope(known, entries, here.scope):
-        if path not in entries and not here.hides(path):
+        if path not in entries and not here.hides(path, is_directory=known[path].kind == Kind.DIRECTORY):
             yield path
 
 

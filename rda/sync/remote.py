@@ -17,7 +17,7 @@ import itertools
 import secrets
 import stat
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -26,13 +26,15 @@ from twisted.python.failure import Failure
 
 from rda.errors import SyncFailed
 from rda.interfaces import Attributes, IRemoteFiles
-from rda.sync.tree import Kind, join, lineage, parent, printable
+from rda.sync.tree import Entry, Kind, join, lineage, parent, printable
 
 #: Small operations under way at once; SFTP's own bounds are below this one.
 OPERATIONS_AT_ONCE = 512
 
 #: Temporaries kept open: the content of a small change then travels at once, without first asking for a handle.
 SPARE_TEMPORARIES = 4
+
+_KINDS = {stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.DIRECTORY, stat.S_IFLNK: Kind.SYMLINK}
 
 _Item = TypeVar("_Item")
 
@@ -260,6 +262,53 @@ class RemoteTree:
             now, below = below, []
             await each(now, OPERATIONS_AT_ONCE, look)
         return found
+
+    async def judge(self, doubtful: Mapping[bytes, Entry]) -> tuple[list[tuple[bytes, Entry]], list[bytes]]:
+        """Look at what an interrupted pass was about to make: which of it is there and ours, and which is not?"""
+        ours: list[tuple[bytes, Entry]] = []
+        others: list[bytes] = []
+
+        async def look(item: tuple[bytes, Entry]) -> None:
+            path, intended = item
+            try:
+                found = await self.files.attributes(self.full(path))
+                kind = _KINDS.get(stat.S_IFMT(found.mode))
+                target = await self.files.read_link(self.full(path)) if kind == Kind.SYMLINK else b""
+            except FileNotFoundError:
+                others.append(path)
+                return
+            same = kind == intended.kind and target == intended.target
+            if same and kind == Kind.FILE:
+                same = found.size == intended.size and found.mtime == intended.mtime
+            if same:
+                ours.append((path, intended))
+            else:
+                others.append(path)
+
+        await each(list(doubtful.items()), OPERATIONS_AT_ONCE, look)
+        return ours, others
+
+    async def entries(self) -> dict[bytes, Entry]:
+        """Everything in the tree that can be mirrored, as entries by the remote's clock; without the root."""
+        entries: dict[bytes, Entry] = {}
+        links = []
+        for path, found in (await self.listing()).items():
+            kind = stat.S_IFMT(found.mode)
+            if kind == stat.S_IFDIR:
+                entries[path] = Entry(Kind.DIRECTORY, found.mode & 0o7777)
+            elif kind == stat.S_IFREG:
+                entries[path] = Entry(Kind.FILE, found.mode & 0o7777, found.size, found.mtime * 1_000_000_000)
+            elif kind == stat.S_IFLNK:
+                links.append(path)
+
+        async def read(path: bytes) -> None:
+            try:
+                entries[path] = Entry(Kind.SYMLINK, target=await self.files.read_link(self.full(path)))
+            except FileNotFoundError:
+                pass
+
+        await each(links, OPERATIONS_AT_ONCE, read)
+        return entries
 
 
 def blocked(path: bytes, reasons: dict[bytes, str]) -> tuple[bytes, str] | None:

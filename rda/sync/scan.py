@@ -22,6 +22,10 @@ _SPECIAL = {
 }
 
 
+#: What a two-way mirror is fetching lies in the root under such names; no scan reports them.
+INCOMING = b".rda-incoming-"
+
+
 class RootProblem(RdaError):
     """The root of the tree is not there, or is not what it was: nothing can be concluded from that."""
 
@@ -78,7 +82,9 @@ class Scanner:
         trees = topmost(trees)
         for path in trees | paths:
             if path:
-                look.visit(path, self._rules_for(path), deep=path in trees, root_rules=self._rules)
+                rules = self._rules_for(path)
+                look.rules_hold(parent(path), rules)
+                look.visit(path, rules, deep=path in trees, root_rules=self._rules)
             else:
                 look.add(b"", Entry(Kind.DIRECTORY, found.st_mode & 0o7777))
         return look.snapshot(Scope(frozenset(paths), frozenset(trees | look.descended)))
@@ -129,10 +135,16 @@ class _Look:
         self._ignored: set[bytes] = set()
         self._unknown: dict[bytes, str] = {}
         self._skipped: dict[bytes, str] = {}
+        self._rules: dict[bytes, Rules] = {}
         self.descended: set[bytes] = set()
 
+    def rules_hold(self, directory: bytes, rules: Rules | None) -> None:
+        """Remember which rules hold in a directory."""
+        if rules is not None:
+            self._rules[directory] = rules
+
     def snapshot(self, scope: Scope) -> Snapshot:
-        return Snapshot(self._entries, scope, frozenset(self._ignored), self._unknown, self._skipped)
+        return Snapshot(self._entries, scope, frozenset(self._ignored), self._unknown, self._skipped, self._rules)
 
     def add(self, path: bytes, entry: Entry) -> None:
         old = self._known.get(path)
@@ -140,6 +152,8 @@ class _Look:
 
     def visit(self, path: bytes, rules: Rules | None, *, deep: bool, root_rules: Rules | None) -> None:
         """Look at one path; walk it when it is a directory that is new or has to be looked into."""
+        if path.startswith(INCOMING):
+            return
         for above in reversed(list(lineage(parent(path)))[:-1]):
             if self._left_out(above, root_rules):
                 self._ignored.add(above)
@@ -178,6 +192,7 @@ class _Look:
     def walk(self, top: bytes, rules: Rules | None) -> None:
         """Everything below a directory. A stack, not recursion: trees may be deeper than Python's."""
         stack = [(top, rules)]
+        self.rules_hold(top, rules)
         while stack:
             directory, rules = stack.pop()
             try:
@@ -190,7 +205,10 @@ class _Look:
                 continue
             if any(item.name == IGNORE_FILE for item in found):
                 rules = _own_rules(self._root, directory, rules)
+                self.rules_hold(directory, rules)
             prefix = directory + b"/" if directory else b""
+            if not directory:
+                found = [item for item in found if not item.name.startswith(INCOMING)]
             for item in found:
                 path = prefix + item.name
                 if rules is not None and rules.ignores(path, is_directory=item.is_dir(follow_symlinks=False)):

@@ -8,10 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from rda.sync.ignore import Rules
 
 #: Directories always stay usable for the remote user who keeps them up to date.
 OWNER_KEEPS_ACCESS = 0o700
+
+
+#: The permission bits of an entry whose content has to be sent again, see :meth:`Entry.uncertain`.
+UNCERTAIN = -1
 
 
 class Kind(IntEnum):
@@ -51,7 +58,7 @@ class Entry(NamedTuple):
 
     def uncertain(self) -> Entry:
         """The same kind of thing, but equal to nothing that a scan can find: its content has to be sent again."""
-        return self._replace(ctime_ns=-1, mode=-1)
+        return self._replace(ctime_ns=-1, mode=UNCERTAIN)
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,7 @@ class Snapshot:
     :ivar ignored: paths left out by a rule, with everything below them.
     :ivar unknown: paths that could not be looked at, with the reason; what is below them is not known to be missing.
     :ivar skipped: things that are there but cannot be mirrored, with the reason.
+    :ivar rules: by directory, the ignore rules that hold in it and below, where they differ from those above it.
     """
 
     entries: Mapping[bytes, Entry]
@@ -89,12 +97,25 @@ class Snapshot:
     ignored: frozenset[bytes] = frozenset()
     unknown: Mapping[bytes, str] = field(default_factory=dict)
     skipped: Mapping[bytes, str] = field(default_factory=dict)
+    rules: Mapping[bytes, Rules] = field(default_factory=dict)
 
-    def hides(self, path: bytes) -> bool:
-        """Whether ``path`` was left out or not looked at, so that its absence means nothing."""
-        if not self.ignored and not self.unknown:
+    def hides(self, path: bytes, *, is_directory: bool = False) -> bool:
+        """Whether ``path`` was left out or not looked at, or would be if it were here: its absence means nothing."""
+        if not self.ignored and not self.unknown and not self.rules:
             return False
-        return any(p in self.ignored or p in self.unknown for p in lineage(path))
+        for p in lineage(path):
+            if p in self.ignored or p in self.unknown or self._ignores(p, is_directory or p != path):
+                return True
+        return False
+
+    def _ignores(self, path: bytes, is_directory: bool) -> bool:
+        if not path or path in self.entries:
+            return False
+        for above in lineage(parent(path)):
+            rules = self.rules.get(above)
+            if rules is not None:
+                return rules.ignores(path, is_directory=is_directory)
+        return False
 
 
 def parent(path: bytes) -> bytes:

@@ -1,0 +1,215 @@
+"""Carry out on the local tree what a two-way plan brings from the remote. Only two-way mirrors ever touch local files.
+
+Everything is looked at again right before it is touched: a file that has changed since the plan was made stays, and
+the next pass sees a conflict. A file is fetched beside the tree's own entries under a name that no scan reports, and
+renamed when it is complete.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from rda.interfaces import IRemoteFiles
+from rda.sync.both import Pull
+from rda.sync.large import Progress
+from rda.sync.manifest import Manifest
+from rda.sync.remote import RemoteTree, each
+from rda.sync.scan import INCOMING, entry_of_file
+from rda.sync.tree import Entry, Kind, join
+
+#: Files fetched at once, and what is asked for at once of each (a server may give less).
+FILES_AT_ONCE = 32
+PIECE = 256 * 1024
+
+InThread = Callable[..., Deferred[Any]]
+
+
+class Changed(Exception):
+    """A local path is not what it was when the plan was made."""
+
+
+class Fetch:
+    """Carries out one :class:`rda.sync.both.Pull`.
+
+    :ivar problems: by path, what went wrong.
+    :ivar again: paths that changed here meanwhile.
+    """
+
+    def __init__(
+        self, root: bytes, remote: RemoteTree, manifest: Manifest, in_thread: InThread, progress: Progress
+    ) -> None:
+        self._root = root
+        self._remote = remote
+        self._files: IRemoteFiles = remote.files
+        self._manifest = manifest
+        self._in_thread = in_thread
+        self._progress = progress
+        self._number = 0
+        self.problems: dict[bytes, str] = {}
+        self.again: set[bytes] = set()
+
+    async def run(self, pull: Pull) -> None:
+        """Do everything.
+
+        :raises RdaError: when the connection is lost.
+        """
+        for path, entry in pull.remove:
+            await self._try(path, self._in_thread(_remove, self._root, path, entry))
+        for path, entry in pull.make:
+            await self._try(path, self._in_thread(_make, self._root, path, entry.mode))
+        await each(pull.get, FILES_AT_ONCE, self._get)
+
+    async def _try(self, path: bytes, doing: Deferred[Entry | None]) -> None:
+        try:
+            entry = await doing
+        except Changed:
+            self.again.add(path)
+        except OSError as error:
+            self.problems[path] = f"cannot be changed here: {error.strerror}"
+        else:
+            if entry is None:
+                self._manifest.settle((), [path])
+            else:
+                self._manifest.settle([(path, entry, None)], ())
+            self._progress.files_done += 1
+
+    async def _get(self, item: tuple[bytes, Entry, Entry | None]) -> None:
+        path, there, here = item
+        self._progress.check()
+        if there.kind == Kind.SYMLINK:
+            await self._try(path, self._in_thread(_link, self._root, path, there.target, here, self._temporary()))
+            return
+        temporary = self._temporary()
+        try:
+            await self._fetch(path, temporary, there)
+        except OSError as error:
+            self.problems[path] = f"cannot be fetched from the remote host: {error.strerror}"
+            await self._in_thread(_discard, temporary)
+            return
+        await self._try(path, self._in_thread(_install, self._root, path, temporary, there, here))
+
+    def _temporary(self) -> bytes:
+        self._number += 1
+        return self._root + b"/" + INCOMING + b"%d" % self._number
+
+    async def _fetch(self, path: bytes, temporary: bytes, there: Entry) -> None:
+        handle = await self._files.open(self._remote.full(path), write=False)
+        descriptor = None
+        try:
+            descriptor = await self._in_thread(os.open, temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC)
+            offset = 0
+            while data := await self._files.read_at(handle, offset, PIECE):
+                self._progress.check()
+                await self._in_thread(os.pwrite, descriptor, data, offset)
+                offset += len(data)
+                self._progress.bytes_done += len(data)
+            found = await self._files.handle_attributes(handle)
+        finally:
+            self._files.close(handle).addErrback(lambda _: None)
+            if descriptor is not None:
+                await self._in_thread(os.close, descriptor)
+        if (found.size, found.mtime, offset) != (there.size, there.mtime, there.size):
+            raise OSError(errno.EAGAIN, "it changed while it was read; it is fetched again")
+
+
+def sweep(root: bytes) -> None:
+    """Remove what an interrupted fetch has left. Blocking: runs in a thread."""
+    try:
+        names = [name for name in os.listdir(root) if name.startswith(INCOMING)]
+    except OSError:
+        return
+    for name in names:
+        _discard(root + b"/" + name)
+
+
+def _discard(path: bytes) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
+
+
+def _now(full: bytes) -> Entry | None:
+    try:
+        found = os.lstat(full)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if stat.S_ISREG(found.st_mode):
+        return entry_of_file(found)
+    if stat.S_ISDIR(found.st_mode):
+        return Entry(Kind.DIRECTORY, found.st_mode & 0o7777)
+    if stat.S_ISLNK(found.st_mode):
+        return Entry(Kind.SYMLINK, target=os.readlink(full))
+    raise Changed
+
+
+def _unchanged(full: bytes, here: Entry | None) -> None:
+    if _now(full) != here:
+        raise Changed
+
+
+def _remove(root: bytes, path: bytes, here: Entry) -> None:
+    full = join(root, path)
+    _unchanged(full, here)
+    if here.kind == Kind.DIRECTORY:
+        try:
+            os.rmdir(full)
+        except OSError as error:
+            if error.errno == errno.ENOTEMPTY:  # something ignored, or new
+                raise Changed from error
+            raise
+    else:
+        os.unlink(full)
+
+
+def _make(root: bytes, path: bytes, mode: int) -> Entry:
+    full = join(root, path)
+    try:
+        os.mkdir(full)
+    except FileExistsError:
+        found = _now(full)
+        if found is None or found.kind != Kind.DIRECTORY:
+            raise Changed from None
+        return found
+    os.chmod(full, mode)
+    return Entry(Kind.DIRECTORY, mode)
+
+
+def _install(root: bytes, path: bytes, temporary: bytes, there: Entry, here: Entry | None) -> Entry:
+    full = join(root, path)
+    try:
+        os.chmod(temporary, there.mode)
+        os.utime(temporary, (there.mtime, there.mtime))
+        _put_in_place(temporary, full, here)
+        return entry_of_file(os.lstat(full))
+    except (Changed, OSError):
+        _discard(temporary)
+        raise
+
+
+def _link(root: bytes, path: bytes, target: bytes, here: Entry | None, temporary: bytes) -> Entry:
+    os.symlink(target, temporary)
+    try:
+        _put_in_place(temporary, join(root, path), here)
+    except (Changed, OSError):
+        _discard(temporary)
+        raise
+    return Entry(Kind.SYMLINK, target=target)
+
+
+def _put_in_place(temporary: bytes, full: bytes, here: Entry | None) -> None:
+    _unchanged(full, here)
+    if here is None:  # a link refuses to replace what appears at the last moment; a rename would not
+        try:
+            os.link(temporary, full, follow_symlinks=False)
+        except FileExistsError as error:
+            raise Changed from error
+        os.unlink(temporary)
+    else:
+        os.rename(temporary, full)
