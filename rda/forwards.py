@@ -34,6 +34,10 @@ MAX_CONNECTIONS = 4096
 #: Connections of one forward that wait for the container to come up; Docker's queue for them is the kernel's.
 MAX_HELD = 128
 
+#: Seconds after a container's start in which a program that does not listen yet is waited for. Docker's own proxy would
+#: close the first connections of somebody who connects as soon as start returns.
+STARTING_SECONDS = 2.0
+
 #: Local listeners of one container: a descriptor each.
 MAX_PORTS = 2048
 
@@ -123,6 +127,7 @@ class _Forward:
         self.addresses: list[str] = []
         self.port = 0
         self.remote: int | None = None
+        self._starting_until = 0.0
         self.total = 0
         self._connections: set[Splice] = set()
         self._refused = self._bytes_in = self._bytes_out = 0
@@ -162,7 +167,7 @@ class _Forward:
             connection.abort()
             return
         linked.addErrback(lambda _: None)  # the connect below fails with the same reason
-        connection.join(self._host.tcp("127.0.0.1", remote))
+        connection.join(self._host.tcp("127.0.0.1", remote), self._starting_until)
 
     def _over(self, connection: Splice) -> None:
         self._connections.discard(connection)
@@ -171,6 +176,8 @@ class _Forward:
 
     def lead_to(self, remote: int) -> None:
         """Say where connections lead, those that wait among them; open ones stay where they are."""
+        if remote != self.remote:
+            self._starting_until = self._clock.seconds() + STARTING_SECONDS
         self.remote = remote
         for connection in [one for one in self._connections if not one.joined]:
             self._join(connection, remote)

@@ -30,6 +30,13 @@ __all__ = ["LINGER_SECONDS", "Splice"]
 #: How long what a vanished client has sent is still flushed to the channel, seconds.
 LINGER_SECONDS = 30.0
 
+#: Seconds that a channel to a container that has just started has to stay open before the client's first byte is sent:
+#: the daemon's proxy accepts before the program listens, and closes at once when it finds nobody.
+SETTLE_SECONDS = 0.03
+
+#: Seconds between two attempts to find the program listening.
+AGAIN_SECONDS = 0.05
+
 
 @implementer(IPushProducer)
 class _Flow:
@@ -55,26 +62,63 @@ class _Flow:
 
 @implementer(IHalfCloseableProtocol)
 class _Far(Protocol):
-    """The channel's end."""
+    """The channel's end.
 
-    def __init__(self, splice: Splice) -> None:
+    :param patient: do not take the channel for the container's before it has stayed open, or brought a byte.
+    """
+
+    def __init__(self, splice: Splice, clock: IReactorTime, patient: bool) -> None:
         self._splice = splice
+        self._clock = clock
+        self._patient = patient
+        self._settling: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
+        if self._patient:
+            self._settling = self._clock.callLater(SETTLE_SECONDS, self._settle)
+            self._splice.settling = self
+        else:
+            self._settle()
+
+    def _settle(self) -> None:
+        if self._settling is not None and self._settling.active():
+            self._settling.cancel()
+        self._settling = None
+        self._splice.settling = None
         assert self.transport is not None
         self._splice.far_made(self.transport)
 
+    def give_up(self) -> None:
+        """The client left before the channel had settled."""
+        assert self._settling is not None
+        assert self.transport is not None
+        self._settling.cancel()
+        transport: Any = self.transport
+        transport.abortConnection()
+
     def dataReceived(self, data: bytes) -> None:
+        if self._settling is not None:
+            self._settle()
         self._splice.far_data(data)
 
     def readConnectionLost(self) -> None:
-        self._splice.far_ended()
+        if self._settling is None:
+            self._splice.far_ended()
+        elif self.transport is not None:
+            self.transport.loseConnection()  # nobody was there: connectionLost says so
 
     def writeConnectionLost(self) -> None:
         """The end of our input is on its way; there is nothing more to do."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._splice.far_lost(reason)
+        if self._settling is None:
+            self._splice.far_lost(reason)
+            return
+        if self._settling.active():
+            self._settling.cancel()
+        self._settling = None
+        self._splice.settling = None
+        self._splice.nobody_there()
 
 
 @implementer(IHalfCloseableProtocol)
@@ -99,6 +143,10 @@ class Splice(Protocol):
         self._near_half_closed = self._far_half_closed = False
         self._near_over = self._far_over = False
         self._cut: IDelayedCall | None = None
+        self._again: IDelayedCall | None = None
+        self.settling: _Far | None = None
+        self._endpoint: IStreamClientEndpoint | None = None
+        self._until = 0.0
         self.bytes_in = 0
         self.bytes_out = 0
 
@@ -107,24 +155,53 @@ class Splice(Protocol):
     @property
     def joined(self) -> bool:
         """Whether this connection has somewhere to lead to."""
-        return self._connecting is not None or self._far is not None
+        return self._endpoint is not None
 
-    def join(self, endpoint: IStreamClientEndpoint) -> None:
-        """Connect to where the accepted connection leads, and let the bytes flow."""
-        connecting = endpoint.connect(Factory.forProtocol(lambda: _Far(self)))
+    def join(self, endpoint: IStreamClientEndpoint, until: float = 0.0) -> None:
+        """Connect to where the accepted connection leads, and let the bytes flow.
+
+        :param until: by the clock: until then, a channel that closes before anything was sent over it is taken for a
+            program that does not listen yet, and opened again.
+        """
+        self._endpoint, self._until = endpoint, until
+        self._connect(endpoint)
+
+    def _connect(self, endpoint: IStreamClientEndpoint) -> None:
+        self._again = None
+        patient = self._clock.seconds() < self._until
+        connecting = endpoint.connect(Factory.forProtocol(lambda: _Far(self, self._clock, patient)))
         if self._far is None:
             self._connecting = connecting
         connecting.addErrback(self._not_joined)
 
+    def nobody_there(self) -> None:
+        """The channel closed at once: the program may only be about to listen."""
+        self._connecting = None
+        if self._near_over:
+            return
+        assert self._endpoint is not None
+        if self._clock.seconds() < self._until:
+            self._again = self._clock.callLater(AGAIN_SECONDS, self._connect, self._endpoint)
+        else:
+            self.close()
+
     def abort(self) -> None:
         """End both sides at once, with a reset."""
-        if self._connecting is not None:
-            connecting, self._connecting = self._connecting, None
-            connecting.cancel()
+        self._stop_connecting()
         if self._far is not None and not self._far_over:
             self._far.abortConnection()
         if not self._near_over:
             self._abort_near()
+
+    def _stop_connecting(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        if self.settling is not None:
+            self.settling.give_up()
+        if self._connecting is not None:
+            connecting, self._connecting = self._connecting, None
+            connecting.cancel()
 
     def close(self) -> None:
         """End a connection that leads nowhere, as a proxy does that finds nobody behind it."""
@@ -162,9 +239,7 @@ class Splice(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The client is gone: let what it sent before a proper end arrive, and drop the rest."""
         self._near_over = True
-        if self._connecting is not None:
-            connecting, self._connecting = self._connecting, None
-            connecting.cancel()
+        self._stop_connecting()
         if self._far is not None and not self._far_over:
             self._far.unregisterProducer()
             if self._near_half_closed or reason.check(ConnectionDone):

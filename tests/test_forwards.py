@@ -17,9 +17,9 @@ from zope.interface import implementer
 from rda import forwards as module
 from rda.docker.ports import Listener, Published
 from rda.errors import ChannelRefused, LinkDown, PortUnavailable
-from rda.forwards import Forwards, listener
+from rda.forwards import STARTING_SECONDS, Forwards, listener
 from rda.interfaces import IRemoteHost
-from rda.splice import LINGER_SECONDS
+from rda.splice import AGAIN_SECONDS, LINGER_SECONDS, SETTLE_SECONDS
 from tests.memory_network import HIGH_WATER, MemoryEndpoint, Network, Peer
 
 WEB = Published(80, "tcp", "", 8080, 8080)
@@ -111,6 +111,7 @@ class ForwardsCase(SynchronousTestCase):
         self.reserve(*wanted, container=container)
         ports = {key.replace("_", "/").lstrip("p"): port for key, port in remote.items()} or {"80/tcp": 32768}
         self.successResultOf(self.forwards.attach(container, ports))
+        self.clock.advance(STARTING_SECONDS)
 
     def connect(self, address: str = "127.0.0.1", port: int = 8080) -> Peer:
         """Connect a client to a local port."""
@@ -300,6 +301,8 @@ class LifeTests(ForwardsCase):
         self.assertEqual(self.host.asked, [])
         self.forwards.attach("c1", {"80/tcp": 32768})
         self.network.pump()
+        self.clock.advance(SETTLE_SECONDS)
+        self.network.pump()
         self.assertEqual(self.host.endpoint.peers[0].received, b"early")
 
     def test_held_are_bounded(self) -> None:
@@ -328,6 +331,7 @@ class LifeTests(ForwardsCase):
         self.forwards.attach("c1", {"80/tcp": 40000})
         self.connect()
         self.assertEqual(self.host.asked, [("127.0.0.1", 32768), ("127.0.0.1", 40000)])
+        self.clock.advance(SETTLE_SECONDS)
         client.send(b"x")
         self.network.pump()
         self.assertEqual(self.host.endpoint.peers[0].received, b"x")
@@ -350,6 +354,7 @@ class LifeTests(ForwardsCase):
         self.forwards.attach("c1", {"80/tcp": 1, "81/tcp": 2})
         client = self.connect()
         held = self.connect(port=8081)
+        self.clock.advance(SETTLE_SECONDS)
         self.assertIsNone(waiting.lost)
         closing = self.forwards.release("c1")
         self.assertNoResult(closing)
@@ -529,6 +534,57 @@ class ConnectionTests(ForwardsCase):
         client = self.connect()
         self.assertIsNotNone(client.lost)
         self.assertEqual(self.host.asked, [])
+
+    def starting(self) -> tuple[Peer, Peer]:
+        """A client that connects as soon as the container has started, and the container's end."""
+        self.reserve(WEB)
+        self.successResultOf(self.forwards.attach("c1", {"80/tcp": 32768}))
+        client = self.connect()
+        client.send(b"question")
+        self.network.pump()
+        return client, self.host.endpoint.peers[-1]
+
+    def test_program_that_is_about_to_listen(self) -> None:
+        """Just after the start, a channel that closes at once is opened again; no byte is sent over it, none twice."""
+        client, far = self.starting()
+        far.transport.loseConnection()
+        self.network.pump()
+        self.assertIsNone(client.lost)
+        self.clock.advance(AGAIN_SECONDS)
+        self.network.pump()
+        again = self.host.endpoint.peers[-1]
+        self.clock.advance(SETTLE_SECONDS)
+        self.network.pump()
+        self.assertEqual((far.received, again.received), (b"", b"question"))
+
+    def test_program_that_speaks_first(self) -> None:
+        """What the container sends first shows that it is there."""
+        client, far = self.starting()
+        far.send(b"hello")
+        self.network.pump()
+        self.assertEqual((client.received, far.received), (b"hello", b"question"))
+
+    def test_program_that_never_listens(self) -> None:
+        """After some seconds the client is told what Docker would have told it at once."""
+        client, far = self.starting()
+        for _ in range(int(STARTING_SECONDS / AGAIN_SECONDS) + 2):
+            far.transport.loseConnection()
+            self.network.pump()
+            if client.lost:
+                break
+            self.clock.advance(AGAIN_SECONDS)
+            self.network.pump()
+            far = self.host.endpoint.peers[-1]
+        self.assertTrue(client.closed_cleanly)
+
+    def test_client_leaves_while_nobody_listens(self) -> None:
+        """A client that does not wait leaves nothing behind."""
+        client, far = self.starting()
+        far.transport.loseConnection()
+        self.network.pump()
+        client.transport.abortConnection()
+        self.network.pump()
+        self.assertEqual(self.forwards.status()[0].connections, 0)
 
     def test_nobody_listens(self) -> None:
         """Where nobody listens behind the port, the connection is closed, as Docker's proxy does."""
