@@ -48,6 +48,7 @@ class DirectoryFiles:
         self.operations: list[tuple[str, bytes]] = []
         self.fail_at: int | None = None
         self.fail_after = False
+        self.on_lost: Callable[[], None] = lambda: None
         self.refuse: Callable[[str, bytes], None] = lambda name, path: None
         self._handles: dict[bytes, int] = {}
         self.free: int | None = 1 << 40
@@ -87,6 +88,7 @@ class DirectoryFiles:
 
     def _lose(self) -> Deferred[Any]:
         self.lost = True
+        self.on_lost()
         self.close_everything()
         return fail(LinkDown("the connection was lost"))
 

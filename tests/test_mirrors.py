@@ -68,9 +68,21 @@ class MirrorCase(SynchronousTestCase):
         self.mirrors.startService()
         self.addCleanup(self.mirrors.stopService)
 
+    def kill_when_lost(self) -> None:
+        """Kill rda at the moment at which it would learn of a lost connection: nothing is written down any more."""
+        manifest: Any = self.mirrors._mirrors[self.local]._manifest
+
+        def kill() -> None:
+            manifest.settle = lambda *results: None
+            manifest.remember_blocks = lambda *results: None
+            self.host.down = True
+
+        self.host.connections[-1].on_lost = kill
+
     def restart(self) -> None:
         """Stop rda, and start it again."""
         self.successResultOf(self.mirrors.stopService())
+        self.host.down = False
         self.start()
 
     def path(self, name: str) -> str:
@@ -438,6 +450,8 @@ class TroubleTests(MirrorCase):
             self._mess_up()
             files = self.host.connections[-1]
             files.fail_at, files.fail_after = len(files.operations) + step, after
+            if restart:
+                self.kill_when_lost()
             self.mirrors.flush(self.local).addErrback(lambda _: None)
             if not files.lost:
                 return

@@ -97,6 +97,8 @@ class BulkTests(CommandCase):
             files = self.host.connections[-1]
             write(self.path("d0/e0/f0"), b"late")
             files.fail_at, files.fail_after = len(files.operations) + step, bool(step % 8)
+            if step % 3:
+                self.kill_when_lost()
             self.mirrors.flush(self.local).addErrback(lambda _: None)
             if not files.lost:
                 return
@@ -176,7 +178,7 @@ class HistoryTests(CommandCase):
     """Random histories of both sides."""
 
     @given(st.lists(OPERATIONS, min_size=3, max_size=25), st.booleans())
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=100, deadline=None)
     def test_one_way(self, history: list[tuple[str, int, int]], commands: bool) -> None:
         """Whatever happens, in the end the remote holds all that is here, and all that was made there."""
         self.setUp()

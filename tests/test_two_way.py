@@ -204,7 +204,7 @@ class HistoryTests(ModeCase):
     """Random histories of both sides."""
 
     @given(st.lists(STEPS, min_size=3, max_size=25))
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=100, deadline=None)
     def test_two_way(self, history: list[tuple[str, bool, int, int]]) -> None:
         """In the end both sides are equal, and no edit that nobody took back is lost on either."""
         self.setUp()
