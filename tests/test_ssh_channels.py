@@ -470,6 +470,56 @@ class ReceiveTests(ChannelCase):
             turns += 1
         self.assertGreater(turns, 1)
 
+    def test_paused_after_taking(self):
+        """What a reader took before it paused is not asked for again until it goes on."""
+        ours, theirs = self.open()
+        received = ours.dataReceived
+
+        def pausing(data):
+            received(data)
+            ours.transport.pauseProducing()
+
+        ours.dataReceived = pausing
+        theirs.transport.write(bytes(MIN_WINDOW))
+        self.ssh.flush()
+        self.assertEqual((len(ours.data), ours.transport.localWindowLeft), (MIN_WINDOW, 0))
+        ours.transport.resumeProducing()
+        self.assertEqual(ours.transport.localWindowLeft, MIN_WINDOW)
+
+    def test_data_between_resume_and_delivery(self):
+        """Data that comes when kept data is about to be delivered does not overtake it."""
+        ours, theirs = self.open()
+        ours.transport.pauseProducing()
+        theirs.transport.write(b"first ")
+        self.ssh.flush()
+        ours.transport.resumeProducing()
+        theirs.transport.write(b"second")
+        self.ssh.client.dataReceived(self.ssh.server_io.getOutBuffer())
+        self.assertEqual(ours.data, b"")
+        self.ssh.flush()
+        self.assertEqual(ours.data, b"first second")
+
+    def test_paused_by_the_last_data(self):
+        """A reader that pauses on its last data is told of the end when it goes on."""
+        ours, theirs = self.open(HalfClient)
+        received = ours.dataReceived
+
+        def pausing(data):
+            received(data)
+            ours.transport.pauseProducing()
+
+        ours.dataReceived = pausing
+        ours.transport.pauseProducing()
+        theirs.transport.write(b"last words")
+        theirs.transport.loseWriteConnection()
+        self.ssh.flush()
+        ours.transport.resumeProducing()
+        self.ssh.flush()
+        self.assertEqual(ours.events, ["data"])
+        ours.transport.resumeProducing()
+        self.ssh.flush()
+        self.assertEqual(ours.events, ["data", "read end"])
+
     def test_end_while_paused(self):
         """Data that waits for a paused reader comes before the end of data, and that before the close."""
         ours, theirs = self.open(HalfClient)

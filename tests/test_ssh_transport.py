@@ -16,6 +16,7 @@ from rda.errors import HostKeyRefused, LinkDown, LoginFailed
 from rda.ssh import ciphers, kex
 from rda.ssh import transport as transport_module
 from rda.ssh.channels import Connection, streamlocal
+from rda.ssh.exchange import WrongSignature, _check_signature
 from rda.ssh.keys import fingerprint
 from rda.ssh.transport import CLOSE_SECONDS, HANDSHAKE_SECONDS, REKEY_SECONDS, REKEY_TIMEOUT, ClientTransport, Options
 from tests.ssh_server import Remote, ServerTransport, SshInMemory, TrustAll, host_key, password_login
@@ -213,6 +214,29 @@ class HostKeyTests(SshCase):
         self.patch(type(host_key("rsa")), "sign", lambda key, data, signatureType: sign(key, data, b"ssh-rsa"))
         ssh = self.ssh(host_keys=TrustAll((b"rsa-sha2-512",)), server_keys=[host_key("rsa")])
         self.assertIn("signature of its host key is wrong", self.reason(ssh, LinkDown))
+
+    def test_another_kind(self):
+        """The key shown has to be of the kind agreed on, and the signature too: a plain key is no certificate."""
+        key, digest = host_key("ed25519"), b"digest"
+        blob, signature = key.public().blob(), key.sign(digest)
+        _check_signature(blob, b"ssh-ed25519", signature, digest)
+        for algorithm in (b"ssh-ed25519-cert-v01@openssh.com", b"rsa-sha2-512", b"ecdsa-sha2-nistp256"):
+            self.assertRaises(WrongSignature, _check_signature, blob, algorithm, signature, digest)
+        rsa = host_key("rsa")
+        for made, good in ((b"rsa-sha2-512", True), (b"rsa-sha2-256", False), (b"ssh-rsa", False)):
+            arguments = (rsa.public().blob(), b"rsa-sha2-512", rsa.sign(digest, made), digest)
+            if good:
+                _check_signature(*arguments)
+            else:
+                self.assertRaises(WrongSignature, _check_signature, *arguments)
+
+    def test_damaged_signature(self):
+        """Anything that is no signature, or no key, is a wrong signature."""
+        key = host_key("ed25519")
+        blob, signature = key.public().blob(), key.sign(b"digest")
+        for wrong in (b"", b"x", NS(b"ssh-ed25519"), signature[:-1], NS(b"ssh-ed25519") + NS(b"")):
+            self.assertRaises(WrongSignature, _check_signature, blob, b"ssh-ed25519", wrong, b"digest")
+            self.assertRaises(WrongSignature, _check_signature, wrong, b"ssh-ed25519", signature, b"digest")
 
     def test_lost_while_verifying(self):
         """A connection lost during the verification is only that, whatever the judge says later."""

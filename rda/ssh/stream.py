@@ -273,9 +273,9 @@ class StreamChannel(SSHChannel):
         """
         round_trip = self.conn.round_trip
         now = self._clock.seconds()
-        if round_trip is None or now - self._round_start < round_trip:
+        if not round_trip or now - self._round_start < round_trip:
             return 0
-        rounds = max(1.0, (now - self._round_start) / max(round_trip, 1e-6))
+        rounds = (now - self._round_start) / round_trip
         limited = self._round_bytes / rounds > self.localWindowSize / 2
         self._round_start = now
         self._round_bytes = 0
@@ -318,7 +318,7 @@ class StreamChannel(SSHChannel):
                 pieces.append(self._incoming.popleft())
                 size += len(pieces[-1])
             self._give(b"".join(pieces))
-        if not self._incoming and not self._paused:
+        if not self._paused:
             self._tell_end()
 
     def _tell_end(self) -> None:
@@ -380,8 +380,7 @@ class StreamChannel(SSHChannel):
         if self._close_reason is None:
             self._close_reason = Failure(self._why_closed())
         # A paused reader still gets what is left, and then the end: but only data can keep the end from it.
-        if self._protocol is not None and not self._incoming:
-            self._tell_end()
+        self._tell_end()
 
     def _why_closed(self) -> Exception:
         if self._reports_exit and not self.disconnecting:
