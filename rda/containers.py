@@ -158,9 +158,18 @@ class Containers:
         found = self._sources.sort(wanted.binds)
         exposed = await self._exposed(wanted.image) if wanted.publish_all else ()
         places = await self._place(found)
-        changed, warnings = rewrite.outward(asked, places, self._owner, secrets.token_hex(8), exposed, found.remote)
+        inherited = await self._inherited(wanted.volumes_from)
+        changed, warnings = rewrite.outward(
+            asked,
+            places,
+            self._owner,
+            secrets.token_hex(8),
+            exposed,
+            found.remote,
+            [one.request for one in inherited],
+        )
         memo = _Creating(
-            sources=tuple(path for _, path in found.local),
+            sources=(*(path for _, path in found.local), *(path for one in inherited for path in one.sources)),
             shown={places[bind.path]: bind.path for bind, _ in found.local},
             warnings=(*found.warnings, *warnings, *await self._udp_warnings(wanted.ports)),
         )
@@ -171,6 +180,19 @@ class Containers:
         keys = dict.fromkeys(port.key for port in ports if port.protocol == "udp")
         problem = await self._forwards.udp_problem() if keys else ""
         return (f"rda: {', '.join(keys)} is not forwarded: {problem}",) if problem else ()
+
+    async def _inherited(self, volumes_from: Sequence[str]) -> list[Owned]:
+        """The containers of ours whose mounts a new one gets too; the daemon complains about those that are not there.
+
+        :param volumes_from: names or ids, each perhaps followed by ``:ro`` or ``:rw``.
+        """
+        found = []
+        for entry in volumes_from:
+            description = await self._api.inspect_container(entry.partition(":")[0])
+            owned = await self._reconciler.owned(description) if description is not None else None
+            if owned is not None:
+                found.append(owned)
+        return found
 
     async def _exposed(self, image: str) -> tuple[str, ...]:
         """The ports that an image exposes; none when it is not there, which the daemon will say itself."""

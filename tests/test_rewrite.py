@@ -82,6 +82,15 @@ class OutwardTests(SynchronousTestCase):
         self.assertEqual(json.loads(labels.pop(REQUEST_LABEL))["n"], NONCE)
         self.assertEqual(serialise(sent), serialise(create))
 
+    def test_inherited_mounts(self) -> None:
+        """What comes by VolumesFrom is kept in the label too, and shown with its local path."""
+        donor = Request("other", originals={"b0": "/src:/app"}, shown={"/mirror/src": "/src"}, sources=("/src",))
+        sent = outward({"Image": "x", "HostConfig": {"VolumesFrom": ["donor:ro"]}}, inherited=[donor])
+        self.assertEqual(sent["HostConfig"], {"VolumesFrom": ["donor:ro"]})
+        shown = {**inspected(sent), "Mounts": [{"Type": "bind", "Source": "/mirror/src", "Destination": "/app"}]}
+        self.assertEqual(rewrite.request_of(shown).sources, ("/src",))
+        self.assertEqual(rewrite.inward_inspect(shown, OWNER, None)["Mounts"][0]["Source"], "/src")
+
     def test_minimal(self) -> None:
         """A document without anything to rewrite only gets our labels."""
         sent = outward({"Image": "x"})

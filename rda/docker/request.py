@@ -75,7 +75,7 @@ class Request:
             fields["ports"] = self.bindings
         if self.publish_all:
             fields |= {"all": True, "exposed": list(self.exposed)}
-        if self.originals:
+        if self.originals or self.sources:
             fields |= {"originals": dict(self.originals), "shown": dict(self.shown), "sources": list(self.sources)}
         if self.network_mode:
             fields["net"] = self.network_mode

@@ -142,6 +142,7 @@ def outward(
     nonce: str,
     exposed: Iterable[str] = (),
     remote: Mapping[str, str] | None = None,
+    inherited: Sequence[Request] = (),
 ) -> tuple[dict[str, object], tuple[str, ...]]:
     """Rewrite a container's create document for the remote daemon.
 
@@ -150,6 +151,7 @@ def outward(
     :param nonce: a text that no other request has.
     :param exposed: the keys of its image's ExposedPorts: needed when it publishes them all.
     :param remote: bind path -> the remote host's own path that it means, for every bind that is not mirrored.
+    :param inherited: the requests of the containers in its VolumesFrom, whose mounts it gets too.
     :return: the new document, and warnings for create's answer.
     :raises BadRequest: it cannot be understood, or sets rda's own labels.
     :raises Refused: something in it cannot be had over SSH, or a bind is in neither mapping.
@@ -164,6 +166,7 @@ def outward(
         _client_labels(object_of(mount.get("VolumeOptions"), "VolumeOptions").get("Labels"), "VolumeOptions.Labels")
     paths = {**(remote or {}), **places}
     moved = _moved(asked.binds, paths)
+    own_sources = [bind.path for bind in asked.binds if bind.path in places]
     bindings = host_config.get("PortBindings")
     keys = {*object_of(result.get("ExposedPorts"), "ExposedPorts"), *exposed} if asked.publish_all else ()
     request = Request(
@@ -172,8 +175,8 @@ def outward(
         publish_all=asked.publish_all,
         exposed=tuple(sorted(keys)),
         originals=_originals(moved),
-        shown=_shown(moved, paths),
-        sources=tuple(dict.fromkeys(bind.path for bind in asked.binds if bind.path in places)),
+        shown={path: source for one in inherited for path, source in one.shown.items()} | _shown(moved, paths),
+        sources=tuple(dict.fromkeys([*own_sources, *(source for one in inherited for source in one.sources)])),
         network_mode=asked.network_mode,
     )
     _move_binds(host_config, moved, paths, lambda bind: _volume_labels(bind, paths, owner, nonce))
