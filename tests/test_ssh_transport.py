@@ -18,7 +18,8 @@ from rda.ssh import transport as transport_module
 from rda.ssh.channels import Connection, streamlocal
 from rda.ssh.exchange import WrongSignature, _check_signature
 from rda.ssh.keys import fingerprint
-from rda.ssh.transport import CLOSE_SECONDS, HANDSHAKE_SECONDS, REKEY_SECONDS, REKEY_TIMEOUT, ClientTransport, Options
+from rda.ssh.options import HANDSHAKE_SECONDS, REKEY_SECONDS, Algorithms
+from rda.ssh.transport import CLOSE_SECONDS, REKEY_TIMEOUT, ClientTransport, Options
 from tests.ssh_server import Remote, ServerTransport, SshInMemory, TrustAll, host_key, password_login
 
 
@@ -558,7 +559,7 @@ class CompressionTests(SshCase):
         """zlib@openssh.com starts in both directions when the connection service does, and again with new keys."""
         client, _ = bare_client(options=Options(compression=True))
         self.assertEqual(client._exchange.proposal.compressions_out, (b"zlib@openssh.com", b"none"))
-        client.algorithms = transport_module.Algorithms("", "", "", "", "zlib@openssh.com", True)
+        client.algorithms = Algorithms("", "", "", "", "zlib@openssh.com", True)
         self.assertIsNone(client._writer._deflate)
         client.setService(client.connection)
         self.assertIsNotNone(client._writer._deflate)
@@ -623,6 +624,16 @@ class EndTests(SshCase):
         self.failureResultOf(ssh.client.ready, CancelledError)
         ssh.flush()
         self.assertTrue(ssh.client_io.disconnected)
+
+    def test_cancelled_before_it_began(self):
+        """Cancelling before there is a connection closes that as soon as it is there."""
+        client = ClientTransport(TrustAll(), password_login, Clock())
+        client.ready.cancel()
+        self.failureResultOf(client.ready, CancelledError)
+        wire = QuietTransport()
+        client.makeConnection(wire)
+        self.assertEqual((wire.disconnecting, wire.value()), (True, b""))
+        client.connectionLost()
 
     def test_slow_login(self):
         """A login that takes too long is given up, without waiting for the server to agree."""

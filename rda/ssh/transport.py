@@ -26,8 +26,7 @@ well be a channel of another SSH connection (a jump host) or a process (ProxyCom
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from twisted.conch.ssh import transport as conch
@@ -42,41 +41,26 @@ from zope.interface import implementer
 from rda import __version__
 from rda.errors import HostKeyRefused, LinkDown, LoginFailed, RdaError
 from rda.sockets import send_now
-from rda.ssh import ciphers as protection
 from rda.ssh import kex
 from rda.ssh.channels import MSG_CHANNEL_DATA, Connection
 from rda.ssh.ciphers import Opener
 from rda.ssh.exchange import ClientExchange, OutOfOrder, Stage, WrongSignature
 from rda.ssh.keys import fingerprint
+from rda.ssh.options import Algorithms, HostKeys, Options
 from rda.ssh.packets import MalformedPacket, PacketReader, PacketWriter
+from rda.ssh.version import BadVersion, VersionReader
 
 __all__ = ["Algorithms", "ClientTransport", "HostKeys", "Options"]
-
-#: Bytes in one direction after which new keys are agreed on. RFC 4253 (section 9) recommends a gigabyte, which was
-#: written for 64-bit blocks; RFC 4344 (section 3.2) allows 2**32 blocks of AES, 64 GiB. Between them, at one pause of a
-#: round trip each.
-REKEY_BYTES = 4 << 30
-
-#: Seconds after which new keys are agreed on even if little was sent (RFC 4253, section 9: one hour).
-REKEY_SECONDS = 3600.0
 
 #: Packets in one direction after which new keys are agreed on: sequence numbers must not repeat under one key
 #: (RFC 4344, section 3.1), and they wrap at 2**32.
 REKEY_PACKETS = 1 << 31
-
-#: Seconds from the connection to the started connection service: OpenSSH's LoginGraceTime is 120.
-HANDSHAKE_SECONDS = 60.0
 
 #: Seconds that a later key exchange may take before the connection is given up.
 REKEY_TIMEOUT = 60.0
 
 #: Seconds that a closing connection has to deliver its last words: a dead peer would keep it for ever.
 CLOSE_SECONDS = 5.0
-
-#: Bytes that the peer may send before its version (RFC 4253, section 4.2 allows lines in front of it), and the longest
-#: version line. OpenSSH reads up to 1024 lines of 8 KiB; nobody sends more than a screen.
-MAX_BANNER = 64 * 1024
-MAX_VERSION_LINE = 255
 
 #: Messages that wait for the end of a key exchange. They are window adjustments, requests and opened channels, no data:
 #: a few for each channel. More than this means that something is wrong, and ends the connection.
@@ -100,56 +84,6 @@ _EXCHANGE_ONLY = frozenset((conch.MSG_DISCONNECT, conch.MSG_KEXINIT, conch.MSG_N
 
 #: What parsing a malformed message raises, here and in Conch's services: the peer's fault, not a defect.
 _MALFORMED = (struct.error, IndexError, KeyError, ValueError, TypeError)
-
-
-class HostKeys(Protocol):
-    """Who the server has to be."""
-
-    @property
-    def algorithms(self) -> Sequence[bytes]:
-        """Host key algorithms to offer, best first; looked at once for each connection."""
-
-    def verify(self, blob: bytes, fingerprint: str) -> Deferred[None]:
-        """Fire when the key, which the server has proved to own, is to be trusted.
-
-        :param blob: the public key or certificate as in RFC 4253, section 6.6.
-        :param fingerprint: ``SHA256:…``.
-        :raise HostKeyRefused: (the Deferred fails) when it is not.
-        """
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to run the transport.
-
-    :ivar compression: ask for ``zlib@openssh.com``, which begins after the login.
-    :ivar rekey_bytes: bytes in one direction after which new keys are agreed on.
-    :ivar rekey_seconds: seconds after which new keys are agreed on.
-    :ivar handshake_seconds: from the connection until the connection service has started.
-    :ivar ciphers: what to offer, best first; names of :data:`rda.ssh.ciphers.CIPHERS`.
-    :ivar macs: what to offer, best first; names of :data:`rda.ssh.ciphers.MACS`.
-    :ivar exchanges: what to offer, best first; names of :data:`rda.ssh.kex.EXCHANGES`.
-    """
-
-    compression: bool = False
-    rekey_bytes: int = REKEY_BYTES
-    rekey_seconds: float = REKEY_SECONDS
-    handshake_seconds: float = HANDSHAKE_SECONDS
-    ciphers: tuple[bytes, ...] = tuple(protection.CIPHERS)
-    macs: tuple[bytes, ...] = tuple(protection.MACS)
-    exchanges: tuple[bytes, ...] = kex.supported_exchanges()
-
-
-@dataclass(frozen=True)
-class Algorithms:
-    """What was negotiated, for people. ``mac`` is empty for ciphers that bring their own authentication."""
-
-    key_exchange: str
-    host_key: str
-    cipher: str
-    mac: str
-    compression: str
-    strict: bool
 
 
 class ProtocolError(Exception):
@@ -206,7 +140,7 @@ class ClientTransport(conch.SSHClientTransport):
         self._reader = PacketReader()
         self._writer = PacketWriter()
         self._batching = 0
-        self._early = b""  # what came before the server's version was complete
+        self._version = VersionReader()
         self._reason: RdaError | None = None
         self._ended = False  # nothing is parsed or sent any more
         self._is_ready = False
@@ -224,6 +158,9 @@ class ClientTransport(conch.SSHClientTransport):
 
     def connectionMade(self) -> None:
         """Send our version and the first KEXINIT."""
+        if self._ended:
+            self.transport.loseConnection()
+            return
         if hasattr(self.transport, "setTcpNoDelay"):
             self.transport.setTcpNoDelay(True)
         if hasattr(self.transport, "bufferSize"):
@@ -259,6 +196,9 @@ class ClientTransport(conch.SSHClientTransport):
             return
         if self._reason is None:
             self._reason = reason
+        if self.transport is None:
+            self._ended = True  # given up before it began
+            return
         self.sendDisconnect(code, str(reason).encode("utf-8", "replace")[:MAX_REASON])
 
     @property
@@ -417,29 +357,18 @@ class ClientTransport(conch.SSHClientTransport):
         self.fail(LinkDown(f"{self._peer()} does not keep to the SSH protocol: {what}."), code)
 
     def _read_version(self, data: bytes) -> bool:
-        """Look for the server's version (RFC 4253, section 4.2); True when it is there."""
-        self._early += data
-        while b"\n" in self._early:
-            line, _, self._early = self._early.partition(b"\n")
-            if line.startswith(b"SSH-"):
-                self._take_version(line.rstrip(b"\r"))
-                early, self._early = self._early, b""
-                self._reader.feed(early)
-                return True
-            self._banner_bytes += len(line) + 1
-        if self._banner_bytes + len(self._early) > MAX_BANNER:
-            raise ProtocolError("no SSH version in the first 64 KiB")
-        return False
-
-    _banner_bytes = 0
-
-    def _take_version(self, line: bytes) -> None:
-        shown = line[:MAX_VERSION_LINE].decode("ascii", "backslashreplace")
-        if len(line) > MAX_VERSION_LINE or not line.startswith((b"SSH-2.0-", b"SSH-1.99-")):
-            raise ProtocolError(f"unsupported version {shown}", conch.DISCONNECT_PROTOCOL_VERSION_NOT_SUPPORTED)
+        """Look for the server's version; True when it is there."""
+        try:
+            found = self._version.feed(data)
+        except BadVersion as error:
+            raise ProtocolError(str(error), conch.DISCONNECT_PROTOCOL_VERSION_NOT_SUPPORTED) from None
+        if found is None:
+            return False
+        self.otherVersionString, rest = found
+        self.server_version = self.otherVersionString.decode("ascii", "backslashreplace")
         self.gotVersion = True
-        self.otherVersionString = line
-        self.server_version = shown
+        self._reader.feed(rest)
+        return True
 
     def _read_packets(self) -> None:
         """Take all whole packets there are; deliver the channels' data in the order it came, in one piece for each."""
@@ -623,7 +552,7 @@ class ClientTransport(conch.SSHClientTransport):
         if self._compressing:
             self._reader.compressed(exchange.agreed.compression_in != b"none")
         first = self.algorithms is None
-        self.algorithms = _describe(exchange.agreed, self._strict)
+        self.algorithms = Algorithms.of(exchange.agreed, self._strict)
         self._stop_timer("exchange")
         self._start_timer("rekey", self._options.rekey_seconds, self._rekey)
         if first:
@@ -708,18 +637,6 @@ class _Batch:
 
     def __exit__(self, *exception: object) -> None:
         self._transport._unbatch()
-
-
-def _describe(agreed: kex.Agreement, strict: bool) -> Algorithms:
-    """The client-to-server direction stands for both: they differ only with exotic servers."""
-    return Algorithms(
-        key_exchange=agreed.exchange.decode("ascii"),
-        host_key=agreed.host_key.decode("ascii"),
-        cipher=agreed.cipher_out.decode("ascii"),
-        mac=agreed.mac_out.decode("ascii"),
-        compression=agreed.compression_out.decode("ascii"),
-        strict=strict,
-    )
 
 
 def _text_of(reason: Failure | None) -> str:
