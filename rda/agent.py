@@ -58,7 +58,7 @@ class Agent(MultiService):
 
     def startService(self) -> None:
         """Make the state directory, allow as many descriptors as the system does, and start every context."""
-        _private_directory(Path(self._config.state_dir))
+        private_directory(Path(self._config.state_dir))
         _raise_descriptor_limit()
         super().startService()
 
@@ -95,8 +95,8 @@ class ContextAgent(Service):
         """Wire the parts together, then open the listeners and the link at the same time."""
         super().startService()
         context, reactor = self._context, self._reactor
-        _private_directory(self._state_dir)
-        owner = _owner(self._state_dir)
+        private_directory(self._state_dir)
+        owner = identity(self._state_dir)
         self._link = link = Link(reactor, context.remote, context.docker)
         self._api = api = DaemonAPI(reactor, link.docker())
         self._forwards = forwards = Forwards(link, reactor, publish_address=context.publish_address)
@@ -190,13 +190,13 @@ def _system() -> System:
     return System.WSL if "microsoft" in os.uname().release.lower() else System.LINUX
 
 
-def _private_directory(path: Path) -> None:
+def private_directory(path: Path) -> None:
     """Make a directory that only its owner can enter."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.chmod(0o700)
 
 
-def _owner(state_dir: Path) -> str:
+def identity(state_dir: Path) -> str:
     """The identity of this installation's context: made once, then read."""
     path = state_dir / "owner"
     try:

@@ -1,0 +1,337 @@
+"""What the calls of clients become, against a daemon in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from rda.api import DaemonAPI
+from rda.containers import Containers
+from rda.docker import document, routes
+from rda.docker.binds import Rules, System
+from rda.docker.ports import Listener
+from rda.docker.request import OWNER_LABEL, REQUEST_LABEL, find_request
+from rda.docker.routes import Call, Outgoing
+from rda.docker.sources import Sources
+from rda.errors import BadRequest, PortUnavailable, Refused, SyncFailed
+from rda.reconciler import Reconciler
+from rda.sync.mirrors import Place
+from tests.fake_daemon import daemon
+
+OWNER = "0123456789abcdef"
+WEB = "a" * 64
+BINDINGS = {"80/tcp": [{"HostIp": "", "HostPort": "8080"}]}
+
+
+class FakeForwards:
+    """Notes what it is told, in the order of the journal that it shares."""
+
+    def __init__(self, journal: list[str]) -> None:
+        self.journal = journal
+        self.failure: Exception | None = None
+        self.remote: dict[str, Mapping[str, int]] = {}
+
+    def reserve(self, container: str, name: str, wanted: Any) -> Deferred[None]:
+        self.journal.append(f"reserve {name} " + ",".join(one.key for one in wanted))
+        return fail(self.failure) if self.failure else succeed(None)
+
+    def attach(self, container: str, remote: Mapping[str, int]) -> Deferred[None]:
+        self.remote[container] = dict(remote)
+        return succeed(None)
+
+    def release(self, container: str) -> Deferred[None]:
+        self.remote.pop(container, None)
+        return succeed(None)
+
+    def local(self, container: str) -> dict[str, tuple[Listener, ...]] | None:
+        return {"80/tcp": (Listener("", 8080),)} if container in self.remote else None
+
+    def udp_problem(self) -> Deferred[str]:
+        return succeed("no python3")
+
+
+class FakeMirrors:
+    """Mirrors everything to below /mirror, when the test lets it."""
+
+    def __init__(self, journal: list[str]) -> None:
+        self.journal = journal
+        self.held: dict[str, tuple[str, ...]] = {}
+        self.flushing: list[Deferred[None]] = []
+        self.failure: Exception | None = None
+
+    def place(self, source: str, create_missing: bool = False) -> Deferred[Place]:
+        self.journal.append(f"place {source} {create_missing}")
+        return fail(self.failure) if self.failure else succeed(Place(source, "/mirror" + source))
+
+    def flush(self, source: str) -> Deferred[None]:
+        self.journal.append(f"flush {source}")
+        self.flushing.append(Deferred())
+        return self.flushing[-1]
+
+    def hold(self, container: str, sources: Iterable[str]) -> Deferred[None]:
+        self.held[container] = tuple(sources)
+        return succeed(None)
+
+    def release(self, container: str) -> Deferred[None]:
+        self.held.pop(container, None)
+        return succeed(None)
+
+
+class ContainersCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.daemon, self.endpoint = daemon()
+        self.journal: list[str] = []
+        self.forwards, self.mirrors = FakeForwards(self.journal), FakeMirrors(self.journal)
+        self.daemon.answers["/images/sha256:1/json"] = 200, {"Config": {"Labels": None}}
+        api = DaemonAPI(Clock(), self.endpoint)
+        sources = Sources(System.LINUX, Rules.of([("/secret", "refuse"), ("/srv", "remote")]))
+        parts: Any = (self.forwards, self.mirrors)
+        self.reconciler = Reconciler(Clock(), api, *parts, OWNER, sources.mirrored)
+        self.containers = Containers(api, *parts, self.reconciler, OWNER, sources)
+
+    def ask(self, method: bytes, target: bytes, body: dict[str, Any] | None = None) -> tuple[Call, Deferred[Outgoing]]:
+        call = routes.match(method, target)
+        decision = self.containers.outgoing(call, body)
+        self.endpoint.pump()
+        return call, decision
+
+    def create(self, **host_config: Any) -> tuple[Call, Outgoing]:
+        call, decision = self.ask(b"POST", b"/containers/create", {"Image": "busybox", "HostConfig": host_config})
+        return call, self.successResultOf(decision)
+
+    def answer(self, call: Call, sent: Outgoing, status: int, body: Any = None) -> Any:
+        answered = self.containers.answered(call, sent, status, body)
+        self.endpoint.pump()
+        return self.successResultOf(answered)
+
+    def there_is(self, sent: Outgoing, running: bool = False, port: int = 32768) -> None:
+        """The daemon has made the container of a create."""
+        assert sent.body is not None
+        host_config = sent.body["HostConfig"]
+        ports = {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(port)}]} if running else {}
+        description = {
+            "Id": WEB,
+            "Name": "/web",
+            "Image": "sha256:1",
+            "State": {"Running": running},
+            "Config": {"Labels": sent.body["Labels"]},
+            "HostConfig": host_config,
+            "NetworkSettings": {"Ports": ports},
+        }
+        for name in ("web", WEB, WEB[:12]):
+            self.daemon.answers[f"/containers/{name}/json"] = 200, description
+
+    def let_flush(self) -> None:
+        flushing, self.mirrors.flushing = self.mirrors.flushing, []
+        for one in flushing:
+            one.callback(None)
+        self.endpoint.pump()
+
+
+class CreateTests(ContainersCase):
+    def test_binds_and_ports(self) -> None:
+        """The daemon gets remote paths and free ports, and the labels that say what was asked for."""
+        call, sent = self.create(Binds=["/src:/app:ro"], PortBindings=BINDINGS)
+        host_config: Any = (sent.body or {})["HostConfig"]
+        self.assertEqual(host_config["Binds"], ["/mirror/src:/app:ro"])
+        self.assertEqual(host_config["PortBindings"], {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": ""}]})
+        labels: Any = (sent.body or {})["Labels"]
+        self.assertEqual(labels[OWNER_LABEL], OWNER)
+        self.assertIsNotNone(find_request(labels))
+        self.assertEqual(self.journal, ["place /src True"])
+        answer = self.answer(call, sent, 201, {"Id": WEB, "Warnings": []})
+        self.assertEqual(answer, {"Id": WEB, "Warnings": []})
+        self.assertEqual(self.mirrors.held, {WEB: ("/src",)})
+
+    def test_mounts_do_not_create(self) -> None:
+        """A source in Mounts is not made when it is missing, as the daemon would not."""
+        mount = {"Type": "bind", "Source": "/src", "Target": "/app"}
+        self.create(Mounts=[mount])
+        self.assertEqual(self.journal, ["place /src False"])
+
+    def test_remote_path(self) -> None:
+        """A path that a rule calls remote is sent as it is, and the answer warns."""
+        call, sent = self.create(Binds=["/srv/data:/data", "/var/run/docker.sock:/var/run/docker.sock"])
+        host_config: Any = (sent.body or {})["HostConfig"]
+        self.assertEqual(host_config["Binds"], ["/srv/data:/data", "/var/run/docker.sock:/var/run/docker.sock"])
+        answer = self.answer(call, sent, 201, {"Id": WEB})
+        self.assertIn("rda: /srv/data is the remote host's own", answer["Warnings"][0])
+        self.assertEqual(self.journal, [])
+
+    def test_refused_path(self) -> None:
+        """A path that a rule refuses makes the create fail; the message names the rule."""
+        body = {"Image": "x", "HostConfig": {"Binds": ["/secret/key:/key"]}}
+        _, decision = self.ask(b"POST", b"/v1.45/containers/create", body)
+        self.assertIn("'/secret'", str(self.failureResultOf(decision, Refused).value))
+
+    def test_other_spelling(self) -> None:
+        """Keys in another case are what the daemon takes them for."""
+        body = {"image": "x", "hostconfig": {"BINDS": ["/src:/app"]}}
+        _, decision = self.ask(b"POST", b"/containers/create", body)
+        sent = self.successResultOf(decision)
+        self.assertIn(b"/mirror/src:/app", document.serialise(sent.body))
+
+    def test_own_labels(self) -> None:
+        """A client cannot set the labels that say whose a container is."""
+        _, decision = self.ask(b"POST", b"/containers/create", {"Image": "x", "Labels": {OWNER_LABEL: "me"}})
+        self.failureResultOf(decision, BadRequest)
+
+    def test_place_fails(self) -> None:
+        """A create whose mount cannot be placed is refused, never passed on."""
+        self.mirrors.failure = SyncFailed("disk full")
+        body = {"Image": "x", "HostConfig": {"Binds": ["/a:/a", "/b:/b"]}}
+        _, decision = self.ask(b"POST", b"/containers/create", body)
+        self.failureResultOf(decision, SyncFailed)
+
+    def test_daemon_refuses(self) -> None:
+        """The daemon's error names the local path, and nothing is held."""
+        call, sent = self.create(Binds=["/src:/app"])
+        answer = self.answer(call, sent, 400, {"message": "bad mount /mirror/src"})
+        self.assertEqual((answer, self.mirrors.held), ({"message": "bad mount /src"}, {}))
+
+    def test_publish_all(self) -> None:
+        """The ports that the image exposes are published one by one."""
+        self.daemon.answers["/images/busybox/json"] = 200, {"Config": {"ExposedPorts": {"80/tcp": {}}}}
+        _, sent = self.create(PublishAllPorts=True)
+        host_config: Any = (sent.body or {})["HostConfig"]
+        self.assertEqual(list(host_config["PortBindings"]), ["80/tcp"])
+        self.assertFalse(host_config["PublishAllPorts"])
+
+    def test_udp_warning(self) -> None:
+        """When the remote host cannot relay datagrams, create's answer says so."""
+        call, sent = self.create(PortBindings={"53/udp": [{"HostPort": "5353"}]})
+        answer = self.answer(call, sent, 201, {"Id": WEB})
+        self.assertEqual(answer["Warnings"], ["rda: 53/udp is not forwarded: no python3"])
+
+
+class StartTests(ContainersCase):
+    def made(self, **host_config: Any) -> None:
+        call, sent = self.create(**host_config)
+        self.sent = sent
+        self.there_is(sent)
+        self.answer(call, sent, 201, {"Id": WEB})
+        self.journal.clear()
+
+    def test_waits_for_the_mount(self) -> None:
+        """Start is sent when the mount is complete and the ports are open, and answered when they lead somewhere."""
+        self.made(Binds=["/src:/app"], PortBindings=BINDINGS)
+        call, decision = self.ask(b"POST", b"/containers/web/start")
+        self.assertNoResult(decision)
+        self.assertEqual(self.journal, ["flush /src"])
+        self.let_flush()
+        sent = self.successResultOf(decision)
+        self.assertEqual(self.journal, ["flush /src", "reserve web 80/tcp"])
+        self.there_is(self.sent, running=True)
+        self.answer(call, sent, 204)
+        self.assertEqual(self.forwards.remote, {WEB: {"80/tcp": 32768}})
+
+    def test_port_in_use(self) -> None:
+        """A port that is taken here fails the start before the daemon hears of it."""
+        self.made(PortBindings=BINDINGS)
+        self.forwards.failure = PortUnavailable("port is already allocated")
+        _, decision = self.ask(b"POST", b"/containers/web/start")
+        self.failureResultOf(decision, PortUnavailable)
+        self.assertEqual(self.forwards.remote, {})
+
+    def test_daemon_refuses(self) -> None:
+        """After a start that failed nothing stays open."""
+        self.made(PortBindings=BINDINGS)
+        call, decision = self.ask(b"POST", b"/containers/web/start")
+        self.forwards.remote[WEB] = {}
+        self.answer(call, self.successResultOf(decision), 500)
+        self.assertEqual(self.forwards.remote, {})
+
+    def test_client_gone(self) -> None:
+        """A start that was cut off is looked at: what runs is forwarded."""
+        self.made(PortBindings=BINDINGS)
+        call, decision = self.ask(b"POST", b"/containers/web/start")
+        sent = self.successResultOf(decision)
+        self.there_is(self.sent, running=True)
+        self.containers.aborted(call, sent)
+        self.endpoint.pump()
+        self.assertEqual(self.forwards.remote, {WEB: {"80/tcp": 32768}})
+
+    def test_somebody_elses(self) -> None:
+        """A container that we did not make is started as it is."""
+        self.daemon.answers["/containers/web/json"] = 200, {"Id": WEB, "Config": {"Labels": {}}}
+        _, decision = self.ask(b"POST", b"/containers/web/start")
+        self.assertEqual(self.successResultOf(decision), Outgoing())
+        self.assertEqual(self.journal, [])
+
+    def test_unknown(self) -> None:
+        """Of a container that is not there the daemon says so itself."""
+        _, decision = self.ask(b"POST", b"/containers/nobody/start")
+        self.assertEqual(self.successResultOf(decision), Outgoing())
+
+    def test_exec_waits_too(self) -> None:
+        """A command in a container sees the mount as it was here when it was asked for."""
+        self.made(Binds=["/src:/app"])
+        _, decision = self.ask(b"POST", b"/containers/web/exec")
+        self.assertNoResult(decision)
+        self.let_flush()
+        self.successResultOf(decision)
+
+    def test_remove(self) -> None:
+        """When remove is answered, the container is forgotten."""
+        self.made(Binds=["/src:/app"])
+        call, decision = self.ask(b"DELETE", b"/containers/web?force=1")
+        sent = self.successResultOf(decision)
+        self.daemon.answers[f"/containers/{WEB}/json"] = 404, {"message": "gone"}
+        self.answer(call, sent, 204)
+        self.assertEqual(self.mirrors.held, {})
+
+
+class ShownTests(ContainersCase):
+    def test_inspect_and_list(self) -> None:
+        """Inspect and list show what was asked for, with the local ports, and no labels of ours."""
+        _, sent = self.create(Binds=["/src:/app"], PortBindings=BINDINGS)
+        self.there_is(sent, running=True)
+        self.forwards.remote[WEB] = {"80/tcp": 32768}
+        _, description = self.daemon.answers[f"/containers/{WEB}/json"]  # type: ignore[misc]
+        call = routes.match(b"GET", b"/containers/web/json")
+        shown = self.answer(call, Outgoing(), 200, description)
+        self.assertEqual(shown["HostConfig"]["Binds"], ["/src:/app"])
+        self.assertEqual(shown["HostConfig"]["PortBindings"], BINDINGS)
+        bindings = [{"HostIp": "0.0.0.0", "HostPort": "8080"}, {"HostIp": "::", "HostPort": "8080"}]
+        self.assertEqual(shown["NetworkSettings"]["Ports"], {"80/tcp": bindings})
+        self.assertEqual(shown["Config"]["Labels"], {})
+        port = {"IP": "127.0.0.1", "PrivatePort": 80, "PublicPort": 32768, "Type": "tcp"}
+        item = {"Id": WEB, "Labels": (sent.body or {})["Labels"], "Ports": [port]}
+        call, decision = self.ask(b"GET", b"/containers/json")
+        (listed,) = self.answer(call, self.successResultOf(decision), 200, [item])
+        self.assertEqual([one["PublicPort"] for one in listed["Ports"]], [8080, 8080])
+        self.assertNotIn(REQUEST_LABEL, listed["Labels"])
+
+    def test_errors_pass(self) -> None:
+        """An error answer is shown as it came."""
+        call = routes.match(b"GET", b"/containers/web/json")
+        error = {"message": "No such container: web"}
+        self.assertEqual(self.answer(call, Outgoing(), 404, error), error)
+
+    def test_events(self) -> None:
+        """Events lose our labels and nothing else."""
+        call = routes.match(b"GET", b"/events")
+        event = {"Type": "container", "Actor": {"ID": WEB, "Attributes": {OWNER_LABEL: OWNER, "image": "x"}}}
+        shown: Any = self.containers.streamed(call, Outgoing(), event)
+        self.assertEqual(shown["Actor"]["Attributes"], {"image": "x"})
+
+    def test_volume(self) -> None:
+        """A volume that is a bind in disguise gets a remote device, and shows the local one."""
+        options = {"type": "none", "o": "bind", "device": "/src"}
+        call, decision = self.ask(b"POST", b"/volumes/create", {"Name": "v", "Driver": "local", "DriverOpts": options})
+        sent = self.successResultOf(decision)
+        body: Any = sent.body
+        self.assertEqual(body["DriverOpts"]["device"], "/mirror/src")
+        made = {"Name": "v", "Options": body["DriverOpts"], "Labels": body["Labels"]}
+        self.assertEqual(self.answer(call, sent, 201, made)["Options"]["device"], "/src")
+
+    def test_service(self) -> None:
+        """A swarm service cannot bind a path of this machine."""
+        mounts = [{"Type": "bind", "Source": "/src", "Target": "/app"}]
+        body = {"TaskTemplate": {"ContainerSpec": {"Image": "x", "Mounts": mounts}}}
+        _, decision = self.ask(b"POST", b"/services/create", body)
+        self.failureResultOf(decision, Refused)
