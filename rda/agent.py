@@ -14,7 +14,7 @@ from typing import Any
 from twisted.application.service import MultiService, Service
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -113,9 +113,7 @@ class ContextAgent(Service):
         self._listen()
 
     def _listen(self) -> None:
-        opening = [
-            serverFromString(self._reactor, description).listen(self._site) for description in self._context.listen
-        ]
+        opening = [listen(self._reactor, description, self._site) for description in self._context.listen]
         for description, listening in zip(self._context.listen, opening, strict=True):
             listening.addCallbacks(self._listening, self._cannot_listen, errbackArgs=(description,))
 
@@ -166,6 +164,22 @@ class ContextAgent(Service):
             mirrors=self._mirrors.status(),
             problems=self._reconciler.problems(),
         )
+
+
+def listen(reactor: Any, description: str, factory: IProtocolFactory) -> Deferred[IListeningPort]:
+    """Open a listener; a UNIX socket is its owner's only, from its first moment on, unless its mode says otherwise.
+
+    :param description: a Twisted server endpoint string.
+    """
+    if not description.startswith("unix:"):
+        return serverFromString(reactor, description).listen(factory)
+    if ":mode=" not in description:
+        description += ":mode=600"
+    before = os.umask(0o177)  # Twisted sets the mode after it has bound
+    try:
+        return serverFromString(reactor, description).listen(factory)
+    finally:
+        os.umask(before)
 
 
 async def _close(port: IListeningPort) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from rda.agent import Agent, docker_host, identity, private_directory
+from rda.agent import Agent, docker_host, identity, listen, private_directory
 from rda.config import Config, Context, Remote
 
 
@@ -44,6 +46,24 @@ class AgentTests(SynchronousTestCase):
         directory.mkdir(mode=0o755)
         private_directory(directory)
         self.assertEqual(stat.S_IMODE(directory.stat().st_mode), 0o700)
+
+    def test_socket_is_the_owners(self) -> None:
+        """A UNIX socket is made with a mode that lets nobody else connect, also before its mode is set."""
+        seen: list[tuple[str, int, int]] = []
+
+        class Reactor:
+            def listenUNIX(self, path: str, factory: Factory, backlog: int, mode: int, wantPID: int) -> str:
+                umask = os.umask(0o022)
+                os.umask(umask)
+                seen.append((path, mode, umask))
+                return "port"
+
+        before = os.umask(0o022)
+        self.addCleanup(os.umask, before)
+        self.assertEqual(self.successResultOf(listen(Reactor(), "unix:/run/x.sock", Factory())), "port")
+        self.successResultOf(listen(Reactor(), "unix:/run/x.sock:mode=660", Factory()))
+        self.assertEqual(seen, [("/run/x.sock", 0o600, 0o177), ("/run/x.sock", 0o660, 0o177)])
+        self.assertEqual(os.umask(0o022), 0o022)
 
     def test_one_service_for_each_context(self) -> None:
         """Every context of the configuration is a service of the agent, under its name."""
