@@ -50,7 +50,9 @@ def counts(verdict: str) -> Counter[str] | None:
 
 def run(name: str) -> Counter[str]:
     """Run one set, showing trial's output as it comes; a run that ends without a verdict counts as one failure."""
-    command = [sys.executable, "-m", "twisted.trial", "--reporter=verbose", f"--temp-directory=_trial_temp.{name}"]
+    # A unit test is a dot; of a live test, which takes seconds, one wants to see the name.
+    reporter = "text" if name == "unit" else "verbose"
+    command = [sys.executable, "-m", "twisted.trial", f"--reporter={reporter}", f"--temp-directory=_trial_temp.{name}"]
     found: Counter[str] | None = None
     with subprocess.Popen([*command, *modules(name)], stdout=subprocess.PIPE, text=True) as trial:
         assert trial.stdout is not None

@@ -164,8 +164,14 @@ class Look(LiveTestCase):
         """Listings and descriptions of what rda has nothing to do with are the daemon's own, byte for byte."""
         self.host.docker("run", "-d", "--name", "seen", "busybox", "sleep", "1000")
         for command in (
-            ["ps", "-a", "--no-trunc", "--format", "json"],
-            ["images", "--no-trunc", "--format", "json"],
+            [
+                "ps",
+                "-a",
+                "--no-trunc",
+                "--format",
+                "{{.ID}} {{.Command}} {{.CreatedAt}} {{.Labels}} {{.Mounts}} {{.Ports}}",
+            ],
+            ["images", "--no-trunc", "--format", "{{.ID}} {{.Repository}} {{.Tag}} {{.CreatedAt}} {{.Size}}"],
             ["inspect", "seen"],
             ["image", "inspect", "busybox"],
             ["network", "ls", "--no-trunc"],
