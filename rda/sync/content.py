@@ -10,6 +10,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
 from rda.sync.scan import entry_of_file
 from rda.sync.tree import Entry, join
 
@@ -23,10 +25,15 @@ RACY_COARSE_NS = 2_000_000_000
 #: What is read from a large file at once.
 PIECE = 1024 * 1024
 
-#: The unit in which changes of a large file are found, and the bytes that are kept of each one's SHA-256 (which
-#: processors have instructions for).
+#: The unit in which changes of a large file are found, and the bytes of its digest.
 BLOCK = 128 * 1024
 DIGEST = 16
+
+#: Blocks are digested with GMAC (NIST SP 800-38D): with the instructions of today's processors ten times as fast as
+#: SHA-256, and of the same 128 bits. Two versions of a file collide by chance with a probability of 2**-110 or so. The
+#: key is no secret, so somebody could make two that do; that only keeps their own file from being sent again.
+_GMAC = AESGCM(hashlib.sha256(b"rda blocks of files").digest()[:16])
+_NONCE = bytes(12)
 
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
@@ -97,7 +104,7 @@ def racy(entry: Entry, read_at: int) -> bool:
 def block_digests(data: bytes) -> bytes:
     """Digests of the blocks of ``data``, one after the other."""
     view = memoryview(data)
-    return b"".join(hashlib.sha256(view[at : at + BLOCK]).digest()[:DIGEST] for at in range(0, len(data), BLOCK))
+    return b"".join(_GMAC.encrypt(_NONCE, b"", view[at : at + BLOCK]) for at in range(0, len(data), BLOCK))
 
 
 def fingerprint(digests: bytes) -> bytes:
