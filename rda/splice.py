@@ -14,7 +14,6 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IDelayedCall,
     IHalfCloseableProtocol,
-    IPushProducer,
     IReactorTime,
     IStreamClientEndpoint,
 )
@@ -24,6 +23,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from rda.errors import ChannelRefused, RdaError
+from rda.flow import Flow
 
 __all__ = ["LINGER_SECONDS", "Splice"]
 
@@ -36,28 +36,6 @@ SETTLE_SECONDS = 0.03
 
 #: Seconds between two attempts to find the program listening.
 AGAIN_SECONDS = 0.05
-
-
-@implementer(IPushProducer)
-class _Flow:
-    """A transport's reading side as the other one's producer, which outlives it.
-
-    A transport registered directly would be closed with the other one, throwing away what its own peer still reads.
-    """
-
-    __slots__ = ("_transport",)
-
-    def __init__(self, transport: Any) -> None:
-        self._transport = transport
-
-    def pauseProducing(self) -> None:
-        self._transport.pauseProducing()
-
-    def resumeProducing(self) -> None:
-        self._transport.resumeProducing()
-
-    def stopProducing(self) -> None:
-        """Do nothing: the splice ends both connections, each in its own way."""
 
 
 @implementer(IHalfCloseableProtocol)
@@ -258,8 +236,8 @@ class Splice(Protocol):
         if self._near_over:
             far.abortConnection()
             return
-        near.registerProducer(_Flow(far), True)
-        far.registerProducer(_Flow(near), True)
+        near.registerProducer(Flow(far), True)
+        far.registerProducer(Flow(near), True)
         near.resumeProducing()
 
     def far_data(self, data: bytes) -> None:

@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("containers",),
     ("reconciler",),
     ("api", "forwards", "splice", "udp", "sync", "proxy", "ssh"),
-    ("docker", "policy", "config", "status", "interfaces", "sockets"),
+    ("docker", "policy", "config", "status", "interfaces", "sockets", "flow"),
     ("errors",),
     ("",),
 )

@@ -25,11 +25,12 @@ from zope.interface import implementer
 from rda.docker import document, routes
 from rda.docker.routes import Answer, Call, Outgoing, RequestBody
 from rda.errors import BodyTooLarge, DaemonUnreachable, RdaError
+from rda.flow import Flow
 from rda.interfaces import ICallRewriter
 from rda.proxy.counters import Counters
 from rda.proxy.limits import Limits
 from rda.proxy.pool import DaemonConnection, DaemonPool
-from rda.proxy.tunnel import ClientEnd, Flow, Tunnel
+from rda.proxy.tunnel import ClientEnd, Tunnel
 from rda.proxy.wire import (
     AnswerHead,
     Chunked,

@@ -6,39 +6,14 @@ import select
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from rda.errors import RdaError
+from rda.flow import Flow
 from rda.sockets import send_now
 
-__all__ = ["ClientEnd", "Flow", "Tunnel", "hung_up"]
-
-
-@implementer(IPushProducer)
-class Flow:
-    """A transport's reading side as a producer that outlives its consumer.
-
-    A transport that is registered directly has its connection closed when its consumer's is lost, which can throw
-    away what its own peer has not read yet.
-    """
-
-    __slots__ = ("_transport",)
-
-    def __init__(self, transport: Any) -> None:
-        self._transport = transport
-
-    def pauseProducing(self) -> None:
-        """Stop reading."""
-        self._transport.pauseProducing()
-
-    def resumeProducing(self) -> None:
-        """Read again."""
-        self._transport.resumeProducing()
-
-    def stopProducing(self) -> None:
-        """Do nothing: whoever ends the consumer ends this connection too, in its own time."""
+__all__ = ["ClientEnd", "Tunnel", "hung_up"]
 
 
 class ClientEnd(Protocol):
