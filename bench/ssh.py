@@ -500,7 +500,11 @@ def serve_remotely(options: argparse.Namespace) -> subprocess.Popen[str]:
     source = Path(__file__).read_text()
     scp = [*command[:1], *command[2:], f"cat > /tmp/rda-bench-{os.getpid()}.py"]
     subprocess.run(scp, input=source, text=True, check=True)
-    python = f"python3 /tmp/rda-bench-{os.getpid()}.py --serve {options.socket}"
+    files = f"/tmp/rda-bench-{os.getpid()}.py {options.socket}"
+    # The end of its ssh hangs up the terminal, which ends both.
+    python = (
+        f"trap 'rm -f {files}; exit' HUP TERM EXIT; python3 /tmp/rda-bench-{os.getpid()}.py --serve {options.socket}"
+    )
     service = subprocess.Popen([*command, python], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
     assert service.stdout is not None
     if "serving" not in service.stdout.readline():
