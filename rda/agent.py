@@ -29,6 +29,7 @@ from rda.proxy.server import DockerSite
 from rda.reconciler import Reconciler
 from rda.ssh.link import Link
 from rda.status import ContextStatus, LinkStatus
+from rda.sync.mirror import Settings
 from rda.sync.mirrors import Mirrors
 
 __all__ = ["Agent"]
@@ -100,8 +101,16 @@ class ContextAgent(Service):
         self._link = link = Link(reactor, context.remote, context.docker)
         self._api = api = DaemonAPI(reactor, link.docker())
         self._forwards = forwards = Forwards(link, reactor, publish_address=context.publish_address)
-        self._mirrors = mirrors = Mirrors(link, str(self._state_dir), owner, context.sync_root, reactor)
         sources = Sources(_system(), Rules.of((rule.pattern, rule.where) for rule in context.rules))
+        settings = {rule.pattern: Settings(rule.mode, rule.ignore) for rule in context.rules}
+        self._mirrors = mirrors = Mirrors(
+            link,
+            str(self._state_dir),
+            owner,
+            context.sync_root,
+            reactor,
+            settings=lambda source: settings.get(sources.rule(source).pattern, Settings()),
+        )
         self._reconciler = reconciler = Reconciler(reactor, api, forwards, mirrors, owner, sources.mirrored)
         containers = Containers(api, forwards, mirrors, reconciler, owner, sources)
         self._site = DockerSite(link.docker(), containers, reactor, own=Pages(self._agent.status))

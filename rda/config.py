@@ -19,6 +19,9 @@ from rda.errors import ConfigError
 #: The name of the context that the top level of the file, or the command line, describes.
 DEFAULT_CONTEXT = "default"
 
+#: How a local directory is mirrored: what is made on the remote stays there untouched, is removed, or comes back.
+MODES = ("one-way", "mirror", "two-way")
+
 #: Where a context listens when nothing is said.
 DEFAULT_LISTEN = ("tcp:23750:interface=127.0.0.1",)
 
@@ -50,15 +53,18 @@ class Remote:
 
 @dataclass(frozen=True)
 class Rule:
-    """Whose path a bind mount's source is; the first rule that matches decides.
+    """Whose path a bind mount's source is, and how it is mirrored; the first rule that matches decides.
 
-    :ivar pattern: an absolute path; it and everything below it match. ``*`` and ``?`` stand for characters of one
-        segment.
+    :ivar pattern: as in :class:`rda.docker.binds.Rule`.
     :ivar where: ``local`` (mirrored), ``remote`` (meant as it is, on the remote host) or ``refuse``.
+    :ivar mode: how a local one is mirrored: one of :data:`MODES`.
+    :ivar ignore: patterns of paths below it that are left out, in gitignore's syntax.
     """
 
     pattern: str
     where: str
+    mode: str = "one-way"
+    ignore: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -160,12 +166,12 @@ class _Reader:
     """Takes typed values out of one table and notes what is wrong with them."""
 
     def __init__(self, path: str, table: dict[str, Any], problems: list[str]) -> None:
-        self._path = path
+        self.path = path
         self._table = table
-        self._problems = problems
+        self.problems = problems
 
     def problem(self, key: str, what: str) -> None:
-        self._problems.append(f"{self._path}{key}: {what}")
+        self.problems.append(f"{self.path}{key}: {what}")
 
     def text(self, key: str, default: str) -> str:
         value = self._table.pop(key, default)
@@ -281,18 +287,25 @@ def _sync_root(reader: _Reader) -> str:
 
 
 def _rules(reader: _Reader) -> tuple[Rule, ...]:
-    rules = []
-    for n, table in enumerate(reader.tables("bind")):
-        pattern, where = table.get("path"), table.get("where")
-        if not isinstance(pattern, str) or not pattern:
-            reader.problem(f"bind[{n}].path", "must be an absolute path")
-        elif where not in ("local", "remote", "refuse"):
-            reader.problem(f"bind[{n}].where", 'must be "local", "remote" or "refuse"')
-        else:
-            rules.append(Rule(pattern, where))
-        for key in table.keys() - {"path", "where"}:
-            reader.problem(f"bind[{n}].{key}", "no such key (path, where)")
-    return tuple(rules)
+    return tuple(
+        _rule(_Reader(f"{reader.path}bind[{n}].", dict(table), reader.problems))
+        for n, table in enumerate(reader.tables("bind"))
+    )
+
+
+def _rule(reader: _Reader) -> Rule:
+    pattern, where = reader.text("path", ""), reader.text("where", "local")
+    mode, ignore = reader.text("mode", Rule.mode), reader.texts("ignore", ())
+    if not pattern:
+        reader.problem("path", "missing; it is an absolute path")
+    if where not in ("local", "remote", "refuse"):
+        reader.problem("where", 'must be "local", "remote" or "refuse"')
+    if mode not in MODES:
+        reader.problem("mode", "must be " + ", ".join(f'"{name}"' for name in MODES))
+    if where != "local" and (mode != Rule.mode or ignore):
+        reader.problem("mode", 'mode and ignore are for what is mirrored: where = "local"')
+    reader.finish("path, where, mode, ignore")
+    return Rule(pattern, where, mode, ignore)
 
 
 def _check_listeners(contexts: list[Context], problems: list[str]) -> None:

@@ -104,6 +104,16 @@ class LoadTests(SynchronousTestCase):
         problems = self.problems('remote="a"\n[[bind]]\npath="/data"\nwhere="there"')
         self.assertIn("bind[0].where", problems[0])
 
+    def test_how_a_bind_is_mirrored(self) -> None:
+        """A rule for a local path says how it is mirrored and what is left out; one for a remote path cannot."""
+        config = read('remote="a"\n[[bind]]\npath="/src"\nmode="two-way"\nignore=["node_modules"]')
+        self.assertEqual(config.contexts[0].rules, (Rule("/src", "local", "two-way", ("node_modules",)),))
+        problems = self.problems(
+            'remote="a"\n[[bind]]\npath="/src"\nmode="both"\n[[bind]]\nwhere="remote"\nmode="mirror"\ncolour=1'
+        )
+        keys = [problem.split(": ")[0] for problem in problems]
+        self.assertEqual(keys, ["bind[0].mode", "bind[1].path", "bind[1].mode", "bind[1].colour"])
+
     def test_state_dir(self) -> None:
         """The state directory is expanded, and has a default."""
         self.assertEqual(read(remote="a").state_dir, "/state")

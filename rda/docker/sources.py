@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from rda.docker.binds import BindSource, Rules, System, Where, local_path, mount_binds, remote_path
+from rda.docker.binds import BindSource, Rule, Rules, System, Where, local_path, mount_binds, remote_path
 from rda.docker.request import Request
 from rda.errors import Refused
 
@@ -61,5 +61,14 @@ class Sources:
 
     def mirrored(self, request: Request) -> tuple[str, ...]:
         """The paths of this machine that are mirrored for a container, from what its label keeps."""
-        mounts = [{"Type": "bind", "Source": path, "Target": "/"} for path in request.sources]
-        return tuple(local_path(bind, self.system) for bind in mount_binds(mounts, "a label"))
+        return tuple(local_path(_bind(path), self.system) for path in request.sources)
+
+    def rule(self, path: str) -> Rule:
+        """The rule that a path of this machine falls under."""
+        return self.rules.find(_bind(path))
+
+
+def _bind(path: str) -> BindSource:
+    """A path as if it had come in a document."""
+    (bind,) = mount_binds([{"Type": "bind", "Source": path, "Target": "/"}], "a path")
+    return bind
