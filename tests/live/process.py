@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import queue
 import re
@@ -28,9 +27,6 @@ SHOWN_OUTPUT = 6000
 #: Seconds from the signal to end until it has ended.
 STOP_SECONDS = 20.0
 
-#: Seconds that a server in a container may take from its process's start until it listens.
-SERVER_START_SECONDS = 2.0
-
 
 def free_port() -> int:
     """Return a port of 127.0.0.1 that nothing listens on."""
@@ -41,19 +37,9 @@ def free_port() -> int:
 
 
 def fetch(port: int, path: str = "", timeout: float = 10) -> str:
-    """Fetch a page from 127.0.0.1. The port has to be open at once.
-
-    Only a connection that is closed without an answer is made again, for :data:`SERVER_START_SECONDS`: ``docker start``
-    returns when the process runs, and until it listens the daemon's own proxy closes connections, on a local host too.
-    """
-    deadline = time.monotonic() + SERVER_START_SECONDS
-    while True:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=timeout) as answer:
-                return answer.read().decode()
-        except (http.client.RemoteDisconnected, ConnectionResetError):
-            if time.monotonic() > deadline:
-                raise
+    """Fetch a page from 127.0.0.1; one attempt."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=timeout) as answer:
+        return answer.read().decode()
 
 
 def throwaway_options(host: RemoteHost) -> dict[str, str | None]:
