@@ -244,7 +244,7 @@ class RemoteHost:
             if outer.poll() is not None:
                 raise RuntimeError(f"the remote host did not boot: {(self.directory / 'boot.log').read_text()}")
             inner = children.read_text().split()
-            return bool(inner) and Path(f"/proc/{inner[0]}/root/run/booted").exists()
+            return bool(inner) and Path("/proc", inner[0], "root", "run/booted").exists()
 
         wait_until(booted, "the remote host boots")
         pid = int(children.read_text().split()[0])
