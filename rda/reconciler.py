@@ -13,7 +13,7 @@ from typing import Any
 
 from twisted.application.internet import backoffPolicy
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, DeferredSemaphore, gatherResults
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -206,10 +206,13 @@ class Reconciler(Service):
         if owned is None or description is None:
             await self._forget(container)
             return
+        before = self._owned.get(container)
         self._owned[container] = owned
         await self._hold_mirrors(owned)
         if not owned.running:
             await self._forwards.release(container)
+            if before is not None and before.running:
+                self._bring_back(before)  # in the background: whoever asked for the look need not wait for it
             return
         try:
             await self._forwards.reserve(container, owned.name, owned.request.ports)
@@ -227,10 +230,17 @@ class Reconciler(Service):
             self._problems[owned.id] = Problem(owned.name, str(e), self._clock.seconds())
 
     async def _forget(self, container: str) -> None:
-        self._owned.pop(container, None)
+        before = self._owned.pop(container, None)
         self._problems.pop(container, None)
         await self._forwards.release(container)
-        await self._mirrors.release(container)
+        if before is not None and before.running:
+            self._bring_back(before).addCallback(lambda _: self._mirrors.release(container))
+        else:
+            await self._mirrors.release(container)
+
+    def _bring_back(self, ended: Owned) -> Deferred[Any]:
+        """A container has ended: let two-way mirrors see what it wrote last. What fails shows in their status."""
+        return DeferredList([self._mirrors.flush(source) for source in ended.sources], consumeErrors=True)
 
     async def owned(self, description: dict[str, Any]) -> Owned | None:
         """Return a container as ours, or None when this context did not make it.

@@ -46,6 +46,11 @@ class FakeMirrors:
 
     def __init__(self) -> None:
         self.held: dict[str, tuple[str, ...]] = {}
+        self.flushing: list[Deferred[None]] = []
+
+    def flush(self, source: str) -> Deferred[None]:
+        self.flushing.append(Deferred())
+        return self.flushing[-1]
 
     def hold(self, container: str, sources: Iterable[str]) -> Deferred[None]:
         self.held[container] = tuple(sources)
@@ -138,6 +143,18 @@ class ReconcilerTests(SynchronousTestCase):
         self.event("destroy", **{OWNER_LABEL: OWNER})
         self.assertEqual(self.mirrors.held, {})
         self.assertIsNone(self.reconciler.known(WEB))
+
+    def test_brings_back_what_was_written(self) -> None:
+        """When a container ends, its mirrors are flushed before they are let go."""
+        self.there_is(container(originals={"b0": "/src:/app"}, sources=("/src",)))
+        self.link_up()
+        self.assertEqual(self.mirrors.flushing, [])
+        self.there_is(None)
+        self.event("die", **{OWNER_LABEL: OWNER})
+        (flushing,) = self.mirrors.flushing
+        self.assertIn(WEB, self.mirrors.held)
+        flushing.callback(None)
+        self.assertEqual(self.mirrors.held, {})
 
     def test_ports_move_with_networks(self) -> None:
         """A network event of one of our containers reads its ports anew."""
