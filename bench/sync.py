@@ -514,14 +514,21 @@ def delayed(target: Target, round_trip: float) -> Iterator[Target]:
     if not round_trip:
         yield target
         return
-    port = 22900 + os.getpid() % 1000
+    from tests.live.host import wait_until
+    from tests.live.process import free_port
+
+    port = free_port()
     command = [sys.executable, "-m", "tests.live.delay", str(port), str(round_trip), f"{target.host}:{target.port}"]
     relay = subprocess.Popen(command, cwd=ROOT)
     try:
-        time.sleep(1.0)  # it says nothing when it is ready; ssh does not try twice
         key = Path(target.known_hosts + f".{port}")
-        scanned = subprocess.run(["ssh-keyscan", "-p", str(port), "127.0.0.1"], capture_output=True, check=True).stdout
-        key.write_bytes(scanned)
+
+        def scanned() -> bool:
+            scan = ["ssh-keyscan", "-T", "10", "-p", str(port), "127.0.0.1"]
+            key.write_bytes(subprocess.run(scan, capture_output=True, check=False).stdout)
+            return key.stat().st_size > 0
+
+        wait_until(scanned, "the relay that adds the round trip")
         yield Target(target.user, "127.0.0.1", port, target.identity, str(key), target.seen_at, target.directory)
         key.unlink()
     finally:
@@ -580,7 +587,7 @@ def main() -> None:
 def run(options: argparse.Namespace, chosen: list[type[Contender]], target: Target, work: Path) -> Results:
     """All rounds at one distance, contenders taking turns."""
     results: Results = defaultdict(lambda: defaultdict(list))
-    chance = random.Random(1)
+    chance = random.Random(target.port)  # another one behind another relay: the trees stay, their edits must differ
     for kind in [kind for kind in options.trees.split(",") if kind]:
         source = work / f"tree-{kind}"
         if not source.exists():

@@ -278,12 +278,19 @@ class SFTPFiles(Protocol):
     async def _list(self, path: bytes) -> list[tuple[bytes, Attributes]]:
         handle = await self._request(_OPENDIR, _pack(path), _handle, path)
         found: list[tuple[bytes, Attributes]] = []
+        asked = deque(self._read_directory(handle, path) for _ in range(2))  # the second one mostly says: no more
         try:
-            while names := await self._request(_READDIR, _pack(handle), _names, path, SAFE_CHUNK):
+            while names := await asked.popleft():
                 found += [(name, attributes) for name, attributes in names if name not in (b".", b"..")]
+                asked.append(self._read_directory(handle, path))
         finally:
+            for rest in asked:
+                rest.addErrback(lambda _: None)
             self.close(handle).addErrback(lambda _: None)
         return found
+
+    def _read_directory(self, handle: bytes, path: bytes) -> Deferred[Any]:
+        return self._request(_READDIR, _pack(handle), _names, path, SAFE_CHUNK)
 
     def list(self, path: bytes) -> Deferred[list[tuple[bytes, Attributes]]]:
         """See :class:`IRemoteFiles`."""

@@ -118,7 +118,7 @@ class Apply:
         self._manifest.doubt(put.path for put in (*plan.put, *plan.link))
         self._guard = Deferred.fromCoroutine(self._look_at_parents(plan))
         try:
-            if plan.clear or plan.make:
+            if plan.clear:
                 await self._guarded()
             await self._by_depth(plan.clear, self._remove)
             plan = await self._send_bulk(plan)
@@ -241,8 +241,11 @@ class Apply:
 
     async def _make(self, item: tuple[bytes, Entry]) -> None:
         path, entry = item
+        if not path:  # the root is there: it was made before anything else
+            await self._adjust(item)
+            return
         try:
-            if path and not await self._is_inside(path):
+            if not await self._is_inside(path):
                 return
             await self._make_directory(path, entry.mode)
         except OSError as error:

@@ -22,6 +22,7 @@ from zope.interface import implementer
 from rda.errors import ChannelRefused, CommandFailed, LinkDown
 from rda.interfaces import IRemoteHost
 from rda.sync import content, tar
+from rda.sync.remote import gather
 from rda.sync.tree import OWNER_KEEPS_ACCESS, Entry, Kind
 
 #: The directory comes on the first line. ``-o``: members belong to who unpacks them, root too; ``-p``: no umask.
@@ -35,6 +36,11 @@ WORTHWHILE = 100
 
 #: Files up to this size travel in the stream; larger ones over SFTP, piece by piece.
 SMALL = 1024 * 1024
+
+#: From so many bytes on there are two streams: sshd gives each channel a window of 2 MiB, which on a long way is what
+#: limits it, and there are two of the remote's processors unpacking.
+SPLIT_FROM = 4 * 1024 * 1024
+STREAMS = 2
 
 #: What one visit to the thread pool reads and packs: at most this many members, or bytes (by their planned size).
 BATCH_MEMBERS = 256
@@ -95,6 +101,23 @@ class Bulk:
         :return: what became of each file, by path; None when it did not work, and has to be done in another way.
         :raises LinkDown: the connection is lost.
         """
+        directories = [member for member in members if member.entry.kind == Kind.DIRECTORY]
+        others = [member for member in members if member.entry.kind != Kind.DIRECTORY]
+        size = sum(member.entry.size for member in others)
+        streams = STREAMS if size >= SPLIT_FROM else 1
+        sending = [
+            self._send_stream(root, stage, [*directories, *others[first::streams]], check) for first in range(streams)
+        ]
+        results: dict[bytes, Result] = {}
+        for sent in await gather(*map(Deferred.fromCoroutine, sending)):
+            if sent is None:
+                return None
+            results.update(sent)
+        return results
+
+    async def _send_stream(
+        self, root: bytes, stage: bytes, members: Sequence[Member], check: Callable[[int], None]
+    ) -> dict[bytes, Result] | None:
         stream = _Stream()
         results: dict[bytes, Result] = {}
         try:

@@ -31,7 +31,7 @@ from rda.sync.bulk import Bulk, InThread
 from rda.sync.large import DELTA_FROM
 from rda.sync.manifest import Manifest
 from rda.sync.pull import Fetch
-from rda.sync.remote import RemoteTree
+from rda.sync.remote import RemoteTree, gather
 from rda.sync.scan import RootProblem, Scanner
 from rda.sync.tree import WHOLE, Kind, Scope, Snapshot, printable, within
 from rda.sync.watch import Hints, Watcher
@@ -117,6 +117,7 @@ class Mirror:
         self._scanner = Scanner(self._root, kind, settings.ignore)
         self._manifest: Manifest | None = None
         self._remote: RemoteTree | None = None
+        self._marked: Deferred[None] = succeed(None)
         self.remote_path = ""
         # What the next pass has to look at, and who waits for it.
         self._wanted = Scope()
@@ -310,19 +311,11 @@ class Mirror:
             self._halted = ""
         self.files_done = self.files_total = self.bytes_done = self.bytes_total = 0
         manifest = await self._opened()
-        remote, fresh = await self._connected(manifest)
-        for prepared in self._take_prepared():
-            prepared.callback(None)
-        if self._live and (b"" in scope.trees or b"" in scope.paths) and await self._ensure_watch():
-            scope = WHOLE
-        if b"" in scope.trees and not fresh:
-            there = remote.is_there()  # travels while the tree is scanned
-            asked = Deferred.fromCoroutine(there)
-            snapshot = await self._scan(scope, manifest)
-            if not await asked:
-                remote = await self._lost_tree(manifest)
-        else:
-            snapshot = await self._scan(WHOLE if fresh else scope, manifest)
+        connecting = Deferred.fromCoroutine(self._prepared_remote(manifest, b"" in scope.trees))
+        looking = Deferred.fromCoroutine(self._looked(scope, manifest))
+        (remote, fresh), snapshot = await gather(connecting, looking)
+        if fresh and b"" not in snapshot.scope.trees:
+            snapshot = await self._scan(WHOLE, manifest)
         outcome = await self._carry_out(snapshot, manifest, remote)
         for _ in range(ROUNDS):
             if not outcome.again:
@@ -335,8 +328,23 @@ class Mirror:
         if outcome.again:
             self._again_later(Scope(paths=frozenset(outcome.again)))
         self._totals = manifest.totals()
-        if not remote.files.lost:
-            await remote.keep_spare()
+        await self._marked
+        remote.keep_spare()
+
+    async def _looked(self, scope: Scope, manifest: Manifest) -> Snapshot:
+        if self._live and (b"" in scope.trees or b"" in scope.paths) and await self._ensure_watch():
+            scope = WHOLE
+        return await self._scan(scope, manifest)
+
+    async def _prepared_remote(self, manifest: Manifest, whole: bool) -> tuple[RemoteTree, bool]:
+        """The remote tree, ready; True when what is known of it has only just been found out."""
+        remote, fresh = await self._connected(manifest)
+        if whole and not fresh and not await remote.is_there():
+            self._remote = None  # it was removed on the remote host: make it anew
+            remote, fresh = await self._connected(manifest)
+        for prepared in self._take_prepared():
+            prepared.callback(None)
+        return remote, fresh
 
     async def _opened(self) -> Manifest:
         if self._manifest is None:
@@ -358,7 +366,7 @@ class Mirror:
         found = await remote.prepare(await self._tools.in_thread(_mode_of, self._root))
         if found.generation is None or found.generation != manifest.meta("generation") or not found.has_tree:
             manifest.forget_everything()
-            manifest.remember("generation", await remote.new_generation())
+            self._marked = Deferred.fromCoroutine(self._mark(manifest, remote, found.generation is not None))
         ours, others = await remote.judge(manifest.doubtful)
         manifest.settle([(path, entry.uncertain(), None) for path, entry in ours], (), others)
         if self.kind == Kind.FILE and not found.has_tree:
@@ -367,10 +375,15 @@ class Mirror:
         self.remote_path = os.fsdecode(remote.tree)
         return remote, True
 
-    async def _lost_tree(self, manifest: Manifest) -> RemoteTree:
-        """The tree was removed on the remote host: make it anew."""
-        self._remote = None
-        return (await self._connected(manifest))[0]
+    async def _mark(self, manifest: Manifest, remote: RemoteTree, replaces: bool) -> None:
+        """Mark the tree as the one that the manifest knows. Runs beside the first transfer.
+
+        When it fails, the tree is not believed to be ours next time, and is compared: nothing worse.
+        """
+        try:
+            manifest.remember("generation", await remote.new_generation(replaces))
+        except (OSError, RdaError) as error:
+            self._log.info("cannot mark {path}: {error}", path=self.remote_path, error=error)
 
     async def _scan(self, scope: Scope, manifest: Manifest) -> Snapshot:
         look = self._scanner.whole if b"" in scope.trees else self._scanner.part

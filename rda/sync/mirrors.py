@@ -232,25 +232,17 @@ class Mirrors(Service):
 async def _sync_root(files: IRemoteFiles, configured: bytes) -> bytes:
     """Make the sync root, owner-only, and return its absolute path."""
     path = configured if configured.startswith(b"/") else await files.real_path(b".") + b"/" + configured
+    path = b"/" + b"/".join(part for part in path.split(b"/") if part)
     if b"\n" in path:
         raise SyncFailed("the sync root must not have a line break in its name")
-    parts = [part for part in path.split(b"/") if part]
-    for end in range(1, len(parts) + 1):
-        try:
-            await files.make_directory(b"/" + b"/".join(parts[:end]), 0o700)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            shown = os.fsdecode(path)
-            try:
-                await files.attributes(b"/" + b"/".join(parts[:end]))
-            except OSError:
-                raise SyncFailed(
-                    f"the sync root {shown} cannot be made on the remote host: {error.strerror}. Choose another one "
-                    "(sync_root) that the remote user may write to"
-                ) from error
-    path = await files.real_path(path)
-    found = await files.attributes(path)
+    try:
+        found, real = await gather(files.attributes(path), files.real_path(path))
+    except FileNotFoundError:
+        await _make_directories(files, path)
+        found, real = await gather(files.attributes(path), files.real_path(path))
+    if stat.S_ISLNK(found.mode):
+        found = await files.attributes(real)
+    path = real
     if not stat.S_ISDIR(found.mode):
         raise SyncFailed(f"the sync root {os.fsdecode(path)} on the remote host is not a directory")
     if found.mode & 0o077:
@@ -261,6 +253,22 @@ async def _sync_root(files: IRemoteFiles, configured: bytes) -> bytes:
                 f"the sync root {os.fsdecode(path)} on the remote host belongs to somebody else. Choose another one"
             ) from error
     return path
+
+
+async def _make_directories(files: IRemoteFiles, path: bytes) -> None:
+    """Make a directory, and first those above it that are missing."""
+    try:
+        await files.make_directory(path, 0o700)
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        await _make_directories(files, path.rpartition(b"/")[0])
+        await files.make_directory(path, 0o700)
+    except OSError as error:
+        raise SyncFailed(
+            f"the sync root needs {os.fsdecode(path)} on the remote host, which cannot be made: {error.strerror}. "
+            "Choose another one (sync_root) that the remote user may write to"
+        ) from error
 
 
 def _kind_of(source: str, kind_hint: str | None, create_missing: bool, manifest: str) -> Kind:

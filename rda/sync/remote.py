@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.python.failure import Failure
 
 from rda.errors import SyncFailed
@@ -79,12 +79,10 @@ class Found:
 
     :ivar generation: the word, or None when there was none.
     :ivar has_tree: whether the tree was there.
-    :ivar empty: whether there was nothing in it.
     """
 
     generation: str | None
     has_tree: bool
-    empty: bool
 
 
 class RemoteTree:
@@ -97,11 +95,13 @@ class RemoteTree:
         self.files = files
         self.base = base
         self.kind = kind
+        self._kinds = (Kind.DIRECTORY, Kind.DIRECTORY, kind)
         self.tree = base + b"/tree"
         self.stage = base + b"/stage"
         self._mark = base + b"/generation"
         self._names = (b"%s/%s-%d" % (self.stage, secrets.token_hex(4).encode(), n) for n in itertools.count())
         self._spare: deque[tuple[bytes, bytes]] = deque()
+        self._refilling: Deferred[Any] = succeed(None)
 
     def full(self, path: bytes) -> bytes:
         """Absolute form of a path of the tree."""
@@ -112,27 +112,46 @@ class RemoteTree:
     async def prepare(self, mode: int) -> Found:
         """Make what is missing, sweep our temporaries, and tell what was there.
 
+        One look at everything, and only then what is missing: on a long way each step costs.
+
         :param mode: permission bits of a directory that has to be made for the tree.
         """
-        await self._directory(self.base, 0o700)
-        await self._directory(self.stage, 0o700)
-        generation = await self._generation()
-        await self.sweep()
-        if self.kind == Kind.FILE:
-            found = await self._look(self.tree)
-            if found is not None and not stat.S_ISREG(found.mode):
-                raise SyncFailed(f"{printable(self.tree)} on the remote host is not a file. Remove it there")
-            return Found(generation, found is not None, found is None)
-        made = await self._directory(self.tree, mode)
-        return Found(generation, not made, made or not await self.files.list(self.tree))
+        looks = [self._look(path) for path in (self.base, self.stage, self.tree)]
+        asked = [Deferred.fromCoroutine(look) for look in (*looks, self._generation(), self._names_in(self.stage))]
+        base, stage, tree, generation, leftovers = await gather(*asked)
+        if base is None:
+            await self.files.make_directory(self.base, 0o700)
+        making = []
+        for path, found, bits in ((self.stage, stage, 0o700), (self.tree, tree, mode)):
+            if found is None and (path == self.stage or self.kind == Kind.DIRECTORY):
+                making.append(self.files.make_directory(path, bits))
+        await gather(*making)
+        for path, found, kind in zip((self.base, self.stage, self.tree), (base, stage, tree), self._kinds, strict=True):
+            if found is not None and _KINDS.get(stat.S_IFMT(found.mode)) != kind:
+                raise SyncFailed(
+                    f"{printable(path)} on the remote host is not a {kind.name.lower()}. Remove it, or choose another "
+                    "sync root"
+                )
+        if leftovers:
+            await self.sweep()
+        return Found(generation, tree is not None)
 
-    async def new_generation(self) -> str:
-        """Write a new word; the manifest gets it afterwards."""
+    async def _names_in(self, directory: bytes) -> list[tuple[bytes, Attributes]]:
+        try:
+            return await self.files.list(directory)
+        except FileNotFoundError:
+            return []
+
+    async def new_generation(self, replaces: bool) -> str:
+        """Write a new word; the manifest gets it afterwards. Half a word is as good as none.
+
+        :param replaces: whether there is one already.
+        """
         word = secrets.token_hex(16)
-        path, handle = await self.temporary()
-        writes = [self.files.write_at(handle, 0, word.encode()), self.files.close(handle)]
-        await gather(*writes)
-        await self.files.rename(path, self._mark)
+        if replaces:
+            await self.files.remove(self._mark)
+        handle = await self.files.open(self._mark, write=True, create=True)
+        await gather(self.files.write_at(handle, 0, word.encode()), self.files.close(handle))
         return word
 
     async def _generation(self) -> str | None:
@@ -140,19 +159,6 @@ class RemoteTree:
             return (await self.files.read(self._mark)).decode("ascii", "replace")
         except FileNotFoundError:
             return None
-
-    async def _directory(self, path: bytes, mode: int) -> bool:
-        """Make a directory that only a real one may already stand for; True when it was made."""
-        try:
-            await self.files.make_directory(path, mode)
-        except FileExistsError:
-            found = await self._look(path)
-            if found is None or not stat.S_ISDIR(found.mode):
-                raise SyncFailed(
-                    f"{printable(path)} on the remote host is not a directory. Remove it, or choose another sync root"
-                ) from None
-            return False
-        return True
 
     async def is_there(self) -> bool:
         """Whether the tree still is what it has to be."""
@@ -167,7 +173,8 @@ class RemoteTree:
             return None
 
     async def sweep(self) -> None:
-        """Remove what an earlier connection left in the stage. Nothing of this one may be under way."""
+        """Remove everything in the stage. No temporary may be in use."""
+        await self._refilled()
         self._spare.clear()
         await self.remove_below(self.stage)
 
@@ -205,10 +212,22 @@ class RemoteTree:
         """A path in the stage that nothing has."""
         return next(self._names)
 
-    async def keep_spare(self) -> None:
-        """Open temporaries ahead of time, for the next change."""
-        while len(self._spare) < SPARE_TEMPORARIES and not self.files.lost:
-            self._spare.append(await self._open_temporary())
+    def keep_spare(self) -> None:
+        """Open temporaries ahead of time, for the next change, while nobody waits for them."""
+        if self._refilling.called and not self.files.lost:
+            missing = SPARE_TEMPORARIES - len(self._spare)
+            self._refilling = DeferredList(
+                [Deferred.fromCoroutine(self._add_spare()) for _ in range(missing)], consumeErrors=True
+            )
+
+    async def _add_spare(self) -> None:
+        self._spare.append(await self._open_temporary())
+
+    async def _refilled(self) -> None:
+        if not self._refilling.called:
+            done: Deferred[None] = Deferred()
+            self._refilling.addCallback(lambda _: done.callback(None))
+            await done
 
     async def discard(self, path: bytes) -> None:
         """Remove a temporary that is not needed; the next sweep gets what cannot be removed."""
