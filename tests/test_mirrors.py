@@ -541,3 +541,33 @@ class HolderTests(MirrorCase):
         self.clock.advance(200)
         self.successResultOf(self.mirrors.stopService())
         self.assertEqual([call.getTime() for call in self.clock.getDelayedCalls()], [])
+
+
+class CollectTests(MirrorCase):
+    """Remote copies that nobody uses."""
+
+    def test_collect(self) -> None:
+        """Old unused copies go, with what containers made in them; used, young and other people's ones stay."""
+        places = []
+        for name in ("old", "young", "used", "live"):
+            write(self.path(f"{name}/f"), b"1")
+            places.append(self.place(self.path(name)))
+            self.flush(self.path(name))
+        old, _, used, live = places
+        write(os.path.join(old, "made/there"), b"2")
+        others = os.path.join(os.path.dirname(os.path.dirname(old)), "ffffffff-somebody-else")
+        os.mkdir(others)
+        for place in (old, used, live):
+            os.utime(os.path.join(os.path.dirname(place), "generation"), (1, 1))
+        self.restart()
+        self.successResultOf(self.mirrors.hold("c", [self.path("live")]))
+        for place in (old, used):
+            os.utime(os.path.join(os.path.dirname(place), "generation"), (1, 1))
+        done = self.mirrors.collect([used[len(self.host.root) :]], 3600)
+        self.assertEqual(self.successResultOf(done).removed, (os.path.dirname(old)[len(self.host.root) :],))
+        self.assertEqual([os.path.exists(place) for place in places], [False, True, True, True])
+        self.assertTrue(os.path.exists(others))
+        write(self.path("old/f"), b"3")
+        self.assertEqual(self.place(self.path("old")), old)
+        self.flush(self.path("old"))
+        self.assertEqual(contents(old)[b"f"][3], b"3")

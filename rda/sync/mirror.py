@@ -367,6 +367,8 @@ class Mirror:
         if found.generation is None or found.generation != manifest.meta("generation") or not found.has_tree:
             manifest.forget_everything()
             self._marked = Deferred.fromCoroutine(self._mark(manifest, remote, found.generation is not None))
+        else:
+            self._marked = Deferred.fromCoroutine(self._mark(manifest, remote, None))
         ours, others = await remote.judge(manifest.doubtful)
         manifest.settle([(path, entry.uncertain(), None) for path, entry in ours], (), others)
         if self.kind == Kind.FILE and not found.has_tree:
@@ -375,13 +377,17 @@ class Mirror:
         self.remote_path = os.fsdecode(remote.tree)
         return remote, True
 
-    async def _mark(self, manifest: Manifest, remote: RemoteTree, replaces: bool) -> None:
-        """Mark the tree as the one that the manifest knows. Runs beside the first transfer.
+    async def _mark(self, manifest: Manifest, remote: RemoteTree, replaces: bool | None) -> None:
+        """Mark the tree as the one that the manifest knows, and as used. Runs beside the first transfer.
+
+        :param replaces: whether there is another mark to replace; None when it is the right one.
 
         When it fails, the tree is not believed to be ours next time, and is compared: nothing worse.
         """
         try:
-            manifest.remember("generation", await remote.new_generation(replaces))
+            if replaces is not None:
+                manifest.remember("generation", await remote.new_generation(replaces))
+            await remote.used_now(int(time.time()))
         except (OSError, RdaError) as error:
             self._log.info("cannot mark {path}: {error}", path=self.remote_path, error=error)
 

@@ -10,6 +10,7 @@ import hashlib
 import os
 import sqlite3
 import stat
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from rda.interfaces import IRemoteFiles, IRemoteHost
 from rda.status import MirrorStatus, Problem
 from rda.sync.bulk import Bulk, InThread
 from rda.sync.mirror import Mirror, Settings, Tools
-from rda.sync.remote import gather
+from rda.sync.remote import RemoteTree, gather
 from rda.sync.tree import Kind
 from rda.sync.watch import Watcher
 
@@ -42,6 +43,18 @@ class Place:
 
     source: str
     remote: str
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What :meth:`Mirrors.collect` did.
+
+    :ivar removed: remote directories that are gone.
+    :ivar problems: those that should be gone, and why they are not.
+    """
+
+    removed: tuple[str, ...]
+    problems: tuple[Problem, ...]
 
 
 class Mirrors(Service):
@@ -177,6 +190,37 @@ class Mirrors(Service):
             raise BadRequest(f"{source} is not mirrored")
         mirror.confirm()
 
+    def collect(self, in_use: Iterable[str], unused_for: float) -> Deferred[Collected]:
+        """Remove remote copies that nobody uses any more, with their manifests.
+
+        :param in_use: remote paths that existing containers have mounted; neither these nor what is mirrored now goes.
+        :param unused_for: seconds since the last use; younger ones stay.
+        :raises RdaError: through the Deferred, when the link is down.
+        """
+        return Deferred.fromCoroutine(self._collect(frozenset(map(os.fsencode, in_use)), unused_for))
+
+    async def _collect(self, in_use: frozenset[bytes], unused_for: float) -> Collected:
+        files: IRemoteFiles = await self._host.files()
+        root = os.path.dirname(await self._base("x"))
+        prefix, mirrored = self._name("").partition("-")[0] + "-", {self._name(source) for source in self._mirrors}
+        removed, kept = [], []
+        for name, _ in await files.list(root):
+            text = os.fsdecode(name)
+            if not text.startswith(prefix) or text in mirrored:
+                continue
+            copy = RemoteTree(files, root + b"/" + name, Kind.DIRECTORY)
+            used = await copy.last_used()
+            if copy.tree in in_use or (used is not None and used + unused_for > time.time()):
+                continue
+            try:
+                await copy.remove_everything()
+            except OSError as error:
+                kept.append(Problem(os.fsdecode(copy.base), f"cannot be removed: {error.strerror}. Remove it there"))
+            else:
+                removed.append(os.fsdecode(copy.base))
+                await self._tools.in_thread(_remove_manifest, os.path.join(self._manifests, text + ".sqlite"))
+        return Collected(tuple(removed), tuple(kept))
+
     def status(self) -> tuple[MirrorStatus, ...]:
         """What every mirror is doing."""
         known = [mirror.status(self._users(source)) for source, mirror in sorted(self._mirrors.items())]
@@ -269,6 +313,14 @@ async def _make_directories(files: IRemoteFiles, path: bytes) -> None:
             f"the sync root needs {os.fsdecode(path)} on the remote host, which cannot be made: {error.strerror}. "
             "Choose another one (sync_root) that the remote user may write to"
         ) from error
+
+
+def _remove_manifest(path: str) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        try:
+            os.unlink(path + suffix)
+        except FileNotFoundError:
+            pass
 
 
 def _kind_of(source: str, kind_hint: str | None, create_missing: bool, manifest: str) -> Kind:

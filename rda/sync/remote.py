@@ -154,6 +154,26 @@ class RemoteTree:
         await gather(self.files.write_at(handle, 0, word.encode()), self.files.close(handle))
         return word
 
+    async def used_now(self, now: int) -> None:
+        """Note when the mirror was last used: by our own clock, the only one that will be compared with it.
+
+        :param now: seconds since the epoch.
+        """
+        await self.files.set_attributes(self._mark, None, now)
+
+    async def last_used(self) -> int | None:
+        """What :meth:`used_now` noted last; None when there is no mark."""
+        found = await self._look(self._mark)
+        return None if found is None else found.mtime
+
+    async def remove_everything(self) -> None:
+        """Remove the mirror's directory with all that is in it, also what containers have made.
+
+        :raises OSError: something belongs to somebody else and cannot be removed.
+        """
+        await self.remove_below(self.base)
+        await self.files.remove_directory(self.base)
+
     async def _generation(self) -> str | None:
         try:
             return (await self.files.read(self._mark)).decode("ascii", "replace")
