@@ -20,6 +20,7 @@ import logging
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -179,6 +180,8 @@ class Watcher:
         self._lock = threading.Lock()
         self._watched: dict[ObservedWatch, Hints] = {}
         _pair_moves_quickly()
+        # Of a directory that it watches already it warns, with all that it watches in the text: megabytes of log.
+        warnings.filterwarnings("ignore", "Callback with id", RuntimeWarning, "watchdog")
         self._overflow = _OverflowListener(self._lost)
 
     def watch(self, root: bytes, only: bytes | None, hints: Hints) -> ObservedWatch | str:
