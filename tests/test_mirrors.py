@@ -538,7 +538,6 @@ class HolderTests(MirrorCase):
         write(self.path("f"), b"1")
         self.place()
         self.flush()
-        self.clock.advance(200)
         self.successResultOf(self.mirrors.stopService())
         self.assertEqual([call.getTime() for call in self.clock.getDelayedCalls()], [])
 

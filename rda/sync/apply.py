@@ -45,6 +45,9 @@ COMPARED = 256 * 1024
 #: A disk with fewer bytes left than this is called full.
 FULL_BELOW = 1024 * 1024
 
+#: More intents than this are written in a thread: they would hold everything else up for more than a few milliseconds.
+INTENTS_AT_ONCE = 1000
+
 #: Results are written to the manifest when so many have come together, and at the end.
 RESULTS_AT_ONCE = 256
 
@@ -114,7 +117,11 @@ class Apply:
 
         :raises RdaError: when the connection is lost; the manifest then says what is certain and what is not.
         """
-        self._manifest.intend(plan.new_entries())
+        intents = list(plan.new_entries())
+        if len(intents) > INTENTS_AT_ONCE:
+            await self._in_thread(self._manifest.intend, intents)
+        else:
+            self._manifest.intend(intents)
         self._manifest.doubt(put.path for put in (*plan.put, *plan.link))
         self._guard = Deferred.fromCoroutine(self._look_at_parents(plan))
         try:

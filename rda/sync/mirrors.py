@@ -17,6 +17,7 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
@@ -95,6 +96,7 @@ class Mirrors(Service):
         self._settings = settings
         self._mirrors: dict[str, Mirror] = {}
         self._placed: dict[str, float] = {}
+        self._reviewing: IDelayedCall | None = None
         self._holders: dict[str, frozenset[str]] = {}
         self._absent: dict[str, Problem] = {}
         self._root_on: tuple[IRemoteFiles, bytes] | None = None
@@ -109,6 +111,9 @@ class Mirrors(Service):
     def stopService(self) -> Deferred[None]:
         """Stop all mirrors; fires when nothing is under way any more."""
         super().stopService()
+        if self._reviewing is not None:
+            self._reviewing.cancel()
+            self._reviewing = None
         stopping = [mirror.stop() for mirror in self._mirrors.values()]
         self._mirrors.clear()
         return DeferredList(stopping).addCallback(lambda _: None)
@@ -129,7 +134,8 @@ class Mirrors(Service):
     async def _place(self, source: str, kind_hint: str | None, create_missing: bool) -> Place:
         mirror = await self._mirror(source, kind_hint, create_missing)
         self._placed[source] = self._clock.seconds()
-        self._clock.callLater(GRACE, self._review)
+        if self._reviewing is None:
+            self._reviewing = self._clock.callLater(GRACE, self._review_later)
         mirror.live(True)
         await mirror.prepare()
         return Place(source, mirror.remote_path)
@@ -233,6 +239,12 @@ class Mirrors(Service):
 
     def _users(self, source: str) -> tuple[str, ...]:
         return tuple(container for container, sources in self._holders.items() if source in sources)
+
+    def _review_later(self) -> None:
+        self._reviewing = None
+        self._review()
+        if self._placed:
+            self._reviewing = self._clock.callLater(GRACE, self._review_later)
 
     def _review(self) -> None:
         """Watch what is used, or was placed a moment ago; leave the rest alone."""
