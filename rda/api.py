@@ -86,6 +86,18 @@ class DaemonAPI:
         filters = json.dumps({"label": list(labels)})
         return cast("list[dict[str, Any]]", await self._get("/containers/json", {"all": "1", "filters": filters}))
 
+    async def remove_container(self, container: str) -> None:
+        """Remove a container that does not run; it is no error when it is gone already."""
+        call = Deferred.fromCoroutine(self._remove(f"/containers/{_segment(container)}"))
+        call.addTimeout(TIMEOUT, self._reactor, onTimeoutCancel=_timed_out("the removal of a container"))
+        await call
+
+    async def _remove(self, path: str) -> None:
+        response = await self._request(path, {}, "DELETE")
+        if response.code not in (204, 404):
+            raise await self._error(response)
+        await self._body(response)
+
     def follow_events(
         self, filters: Mapping[str, Sequence[str]], since: float | None, seen: Callable[[dict[str, Any]], None]
     ) -> Deferred[None]:
@@ -131,10 +143,11 @@ class DaemonAPI:
         except ValueError:
             raise DaemonUnreachable(f"the Docker daemon answered {path} with something that is not JSON") from None
 
-    async def _request(self, path: str, params: dict[str, str]) -> IResponse:
+    async def _request(self, path: str, params: dict[str, str], method: str = "GET") -> IResponse:
         try:
             # The host part is only for the Host header: the endpoint is fixed.
-            return cast("IResponse", await self._client.get(f"http://docker{path}", params=params, unbuffered=True))
+            call = self._client.request(method, f"http://docker{path}", params=params, unbuffered=True)
+            return cast("IResponse", await call)
         except RdaError:
             raise
         except (ConnectionClosed, ConnectError, ResponseFailed) as e:

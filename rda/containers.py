@@ -8,7 +8,7 @@ daemon does by itself between calls is :mod:`rda.reconciler`'s.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -23,6 +23,7 @@ from rda.docker.binds import volume_source
 from rda.docker.ports import Published
 from rda.docker.routes import Call, Outgoing
 from rda.docker.sources import Sorted, Sources
+from rda.errors import RdaError
 from rda.forwards import Forwards
 from rda.interfaces import ICallRewriter
 from rda.reconciler import Owned, Reconciler
@@ -219,17 +220,29 @@ class Containers:
 
     async def _start(self, call: Call, body: _Document) -> Outgoing:
         """Hold the start until the mounts are complete and the local ports are open."""
-        owned, _ = await self._resolve(call)
-        if owned is None:
+        owned, description = await self._resolve(call)
+        if owned is None or description is None:
             return Outgoing()
         self._reconciler.start_begins(owned.id)
         try:
             await self._flush(owned)
             await self._forwards.reserve(owned.id, owned.name, owned.request.ports)
         except BaseException:
-            self._in_background(self._reconciler.start_ends(owned.id))
+            await self._not_started(owned, description)
             raise
         return Outgoing(memo=_Starting(owned))
+
+    async def _not_started(self, owned: Owned, description: Mapping[str, Any]) -> None:
+        """Do what the daemon does after a start that fails: a container made with ``--rm`` is removed.
+
+        ``docker run --rm`` waits for that.
+        """
+        try:
+            if (description.get("HostConfig") or {}).get("AutoRemove") and not owned.running:
+                await self._api.remove_container(owned.id)
+        except RdaError as e:
+            self._log.info("Could not remove {name}: {reason}", name=owned.name, reason=str(e))
+        self._in_background(self._reconciler.start_ends(owned.id))
 
     async def _started(self, call: Call, sent: Outgoing, status: int, body: Any) -> Any:
         if isinstance(sent.memo, _Starting):

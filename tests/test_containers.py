@@ -237,6 +237,15 @@ class StartTests(ContainersCase):
         self.failureResultOf(decision, PortUnavailable)
         self.assertEqual(self.forwards.remote, {})
 
+    def test_port_in_use_and_removed(self) -> None:
+        """A container made with --rm is removed when its start is refused, as the daemon would: clients wait for it."""
+        self.made(PortBindings=BINDINGS, AutoRemove=True)
+        self.forwards.failure = PortUnavailable("port is already allocated")
+        self.daemon.answers[f"/containers/{WEB}"] = 204, b""
+        _, decision = self.ask(b"POST", b"/containers/web/start")
+        self.failureResultOf(decision, PortUnavailable)
+        self.assertIn(("DELETE", f"/containers/{WEB}"), [call[:2] for call in self.daemon.seen])
+
     def test_daemon_refuses(self) -> None:
         """After a start that failed nothing stays open."""
         self.made(PortBindings=BINDINGS)
