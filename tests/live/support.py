@@ -157,11 +157,12 @@ def _address(family: socket.AddressFamily, text: str) -> str:
 
 
 class LiveTestCase(SynchronousTestCase):
-    """A test against the remote host, with an rda that the tests share. Containers that it leaves are removed."""
+    """A test against the remote host, with an rda that the tests share. Containers that are left there are removed."""
 
     def setUp(self) -> None:
         self.host = remote_host()
         self.rda = shared_rda()
+        self._remove_containers()  # a person who tried something out may have left some
         self.addCleanup(self._remove_containers)
 
     def _remove_containers(self) -> None:
