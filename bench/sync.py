@@ -39,6 +39,10 @@ sys.path.insert(0, str(ROOT))
 TICKS = os.sysconf("SC_CLK_TCK")
 MIB = 1 << 20
 
+#: Seconds for the first transfer of a tree that is watched, and after which an edit counts as never seen.
+FIRST_SECONDS = 60.0
+EDIT_SECONDS = 5.0
+
 
 @dataclass(frozen=True)
 class Target:
@@ -450,7 +454,9 @@ def measure_latency(contender: Contender, results: Results, chance: random.Rando
         if not isinstance(contender, Lsyncd):
             contender.transfer()
         files = tree_files(contender.source)
-        wait_for(contender, files[0], files[0].read_bytes(), 60.0)
+        if wait_for(contender, files[-1], files[-1].read_bytes(), FIRST_SECONDS) is None:
+            print(f"{contender.name}: nothing has arrived after {FIRST_SECONDS:.0f} s, left out", file=sys.stderr)
+            return
         same = chance.choice(files)
         for row in ("different files", "rename-save", "same file"):
             for _ in range(edits):
@@ -463,15 +469,18 @@ def measure_latency(contender: Contender, results: Results, chance: random.Rando
                     beside.rename(path)
                 else:
                     path.write_bytes(data)
-                arrived = wait_for(contender, path, data, 20.0)
-                results[f"write to visible: {row}"][contender.name].append(arrived - began)
+                arrived = wait_for(contender, path, data, EDIT_SECONDS)
+                if arrived is None:
+                    results[f"never seen: {row}"][contender.name].append(1.0)
+                else:
+                    results[f"write to visible: {row}"][contender.name].append(arrived - began)
                 time.sleep(chance.uniform(0.02, 0.06))  # people, and the rest of the burst's events, take a moment
     finally:
         contender.stop()
 
 
-def wait_for(contender: Contender, path: Path, data: bytes, seconds: float) -> float:
-    """Poll until the remote copy of ``path`` holds ``data``; returns when that was."""
+def wait_for(contender: Contender, path: Path, data: bytes, seconds: float) -> float | None:
+    """Poll until the remote copy of ``path`` holds ``data``; returns when that was, None when it never was."""
     there = contender.target.visible(contender.remote)
     assert there is not None
     copy = f"{there}/{path.relative_to(contender.source)}"
@@ -481,7 +490,7 @@ def wait_for(contender: Contender, path: Path, data: bytes, seconds: float) -> f
             if file.read() == data:
                 return now
         time.sleep(0.0005)
-    return end
+    return None
 
 
 def show(results: Results, names: list[str]) -> None:
