@@ -49,7 +49,7 @@ FULL_BELOW = 1024 * 1024
 INTENTS_AT_ONCE = 1000
 
 #: Results are written to the manifest when so many have come together, and at the end.
-RESULTS_AT_ONCE = 256
+RESULTS_AT_ONCE = 500
 
 #: Conflict copies that one pass reports by name.
 CONFLICTS_SHOWN = 100
@@ -361,11 +361,14 @@ class Apply:
         members: list[bulk.Member] = []
         inside: dict[bytes, list[tuple[bytes, Entry]]] = {top: [] for top in tops}
         loose: dict[bytes, tuple[Put, bytes]] = {}
+        top_of: dict[bytes, bytes] = {}
 
         def add(path: bytes, entry: Entry) -> bool:
-            top = next((above for above in lineage(path) if above in tops), None)
+            top = path if path in tops else top_of.get(parent(path))
             if top is None:
                 return False
+            if entry.kind == Kind.DIRECTORY:  # parents come first
+                top_of[path] = top
             inside[top].append((path, entry))
             members.append(bulk.Member(_base(names[top]) + path[len(top) :], path, entry))
             return True
@@ -378,7 +381,9 @@ class Apply:
                 members.append(bulk.Member(_base(loose[put.path][1]), put.path, put.entry))
         for put in plan.link:
             add(put.path, put.entry)
-        sent = await sender.send(self._root, self._remote.stage, members, self._stream_progress)
+        sent = await sender.send(
+            self._root, self._remote.stage, members, self._stream_progress, self._remote.round_trip
+        )
         if sent is None:
             await self._remote.sweep()
             return plan

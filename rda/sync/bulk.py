@@ -37,9 +37,10 @@ WORTHWHILE = 100
 #: Files up to this size travel in the stream; larger ones over SFTP, piece by piece.
 SMALL = 1024 * 1024
 
-#: From so many bytes on there are two streams: sshd gives each channel a window of 2 MiB, which on a long way is what
-#: limits it, and there are two of the remote's processors unpacking.
+#: From so many bytes and seconds of round trip on there are two streams: sshd gives each channel a window of 2 MiB,
+#: which is what limits it on a long way. On a short way one is faster.
 SPLIT_FROM = 4 * 1024 * 1024
+SPLIT_ROUND_TRIP = 0.010
 STREAMS = 2
 
 #: What one visit to the thread pool reads and packs: at most this many members, or bytes (by their planned size).
@@ -92,19 +93,25 @@ class Bulk:
         self.available = True
 
     async def send(
-        self, root: bytes, stage: bytes, members: Sequence[Member], check: Callable[[int], None]
+        self,
+        root: bytes,
+        stage: bytes,
+        members: Sequence[Member],
+        check: Callable[[int], None],
+        round_trip: float = 0.0,
     ) -> dict[bytes, Result] | None:
         """Unpack ``members`` in the stage.
 
         :param root: of the local tree.
         :param check: called with the bytes of content after every batch; may raise to stop.
+        :param round_trip: seconds, to the host and back.
         :return: what became of each file, by path; None when it did not work, and has to be done in another way.
         :raises LinkDown: the connection is lost.
         """
         directories = [member for member in members if member.entry.kind == Kind.DIRECTORY]
         others = [member for member in members if member.entry.kind != Kind.DIRECTORY]
         size = sum(member.entry.size for member in others)
-        streams = STREAMS if size >= SPLIT_FROM else 1
+        streams = STREAMS if size >= SPLIT_FROM and round_trip >= SPLIT_ROUND_TRIP else 1
         sending = [
             self._send_stream(root, stage, [*directories, *others[first::streams]], check) for first in range(streams)
         ]

@@ -75,17 +75,21 @@ def load(root: bytes, path: bytes, limit: int) -> Loaded | Unreadable | None:
         before = os.fstat(descriptor)
         if not stat.S_ISREG(before.st_mode):
             return None
-        data = _read(descriptor, min(before.st_size, limit) + 1)
+        size = before.st_size
+        # One read: that of a regular file is short only at its end. Each call here gives up and takes back the GIL.
+        data = os.read(descriptor, min(size, limit) + 1)
         after = os.fstat(descriptor)
     except OSError as error:
         return Unreadable(f"cannot be read: {error.strerror}")
     finally:
         os.close(descriptor)
     entry = entry_of_file(before)
-    steady = len(data) == before.st_size and entry == entry_of_file(after)
-    if len(data) > before.st_size:
-        data = data[: before.st_size]
-    if len(data) != entry.size:
+    steady = (
+        len(data) == size
+        and (after.st_size, after.st_mtime_ns, after.st_ctime_ns) == (size, entry.mtime_ns, entry.ctime_ns)
+    )  # fmt: skip
+    if len(data) != size:
+        data = data[:size]
         entry = entry._replace(size=len(data))
     return Loaded(path, data, entry, steady, fingerprint(block_digests(data)) if racy(entry, started) else None)
 
@@ -171,14 +175,6 @@ def read_piece(descriptor: int, offset: int, length: int) -> bytes:
             break
         pieces.append(piece)
         offset += len(piece)
-        length -= len(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-def _read(descriptor: int, length: int) -> bytes:
-    pieces = []
-    while length > 0 and (piece := os.read(descriptor, length)):
-        pieces.append(piece)
         length -= len(piece)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 

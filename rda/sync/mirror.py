@@ -362,7 +362,7 @@ class Mirror:
             return self._remote, False
         self._remote = None
         base = await self._base()
-        remote = RemoteTree(files, base, self.kind)
+        remote = RemoteTree(files, base, self.kind, self._clock.seconds)
         found = await remote.prepare(await self._tools.in_thread(_mode_of, self._root))
         if found.generation is None or found.generation != manifest.meta("generation") or not found.has_tree:
             manifest.forget_everything()

@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import stat
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -89,9 +90,16 @@ class RemoteTree:
     """One mirror's place on the remote host, over one SFTP channel.
 
     :param base: the mirror's directory below the sync root.
+    :param seconds: a clock, to measure the round trip with.
+
+    :ivar round_trip: seconds, as measured when the tree was prepared.
     """
 
-    def __init__(self, files: IRemoteFiles, base: bytes, kind: Kind) -> None:
+    def __init__(
+        self, files: IRemoteFiles, base: bytes, kind: Kind, seconds: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._seconds = seconds
+        self.round_trip = 0.0
         self.files = files
         self.base = base
         self.kind = kind
@@ -117,7 +125,9 @@ class RemoteTree:
         :param mode: permission bits of a directory that has to be made for the tree.
         """
         looks = [self._look(path) for path in (self.base, self.stage, self.tree)]
+        asked_at = self._seconds()
         asked = [Deferred.fromCoroutine(look) for look in (*looks, self._generation(), self._names_in(self.stage))]
+        asked[0].addCallback(lambda found: self._measured(found, asked_at))
         base, stage, tree, generation, leftovers = await gather(*asked)
         if base is None:
             await self.files.make_directory(self.base, 0o700)
@@ -135,6 +145,10 @@ class RemoteTree:
         if leftovers:
             await self.sweep()
         return Found(generation, tree is not None)
+
+    def _measured(self, found: Any, asked_at: float) -> Any:
+        self.round_trip = self._seconds() - asked_at
+        return found
 
     async def _names_in(self, directory: bytes) -> list[tuple[bytes, Attributes]]:
         try:
