@@ -15,7 +15,6 @@ from twisted.application.service import MultiService, Service
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from rda.api import DaemonAPI
@@ -71,8 +70,6 @@ class Agent(MultiService):
 class ContextAgent(Service):
     """One context: everything between its listeners and its remote daemon."""
 
-    _log = Logger()
-
     def __init__(
         self,
         reactor: Any,
@@ -90,7 +87,6 @@ class ContextAgent(Service):
         self._give_up = give_up
         self._agent = agent
         self._ports: list[IListeningPort] = []
-        self._started = False
 
     def startService(self) -> None:
         """Wire the parts together, then open the listeners and the link at the same time."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from typing import Any
 
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -13,72 +12,17 @@ from rda.api import DaemonAPI
 from rda.containers import Containers
 from rda.docker import document, routes
 from rda.docker.binds import Rules, System
-from rda.docker.ports import Listener
 from rda.docker.request import OWNER_LABEL, REQUEST_LABEL, find_request
 from rda.docker.routes import Call, Outgoing
 from rda.docker.sources import Sources
 from rda.errors import BadRequest, PortUnavailable, Refused, SyncFailed
 from rda.reconciler import Reconciler
-from rda.sync.mirrors import Place
 from tests.fake_daemon import daemon
+from tests.fake_parts import FakeForwards, FakeMirrors
 
 OWNER = "0123456789abcdef"
 WEB = "a" * 64
 BINDINGS = {"80/tcp": [{"HostIp": "", "HostPort": "8080"}]}
-
-
-class FakeForwards:
-    """Notes what it is told, in the order of the journal that it shares."""
-
-    def __init__(self, journal: list[str]) -> None:
-        self.journal = journal
-        self.failure: Exception | None = None
-        self.remote: dict[str, Mapping[str, int]] = {}
-
-    def reserve(self, container: str, name: str, wanted: Any) -> Deferred[None]:
-        self.journal.append(f"reserve {name} " + ",".join(one.key for one in wanted))
-        return fail(self.failure) if self.failure else succeed(None)
-
-    def attach(self, container: str, remote: Mapping[str, int]) -> Deferred[None]:
-        self.remote[container] = dict(remote)
-        return succeed(None)
-
-    def release(self, container: str) -> Deferred[None]:
-        self.remote.pop(container, None)
-        return succeed(None)
-
-    def local(self, container: str) -> dict[str, tuple[Listener, ...]] | None:
-        return {"80/tcp": (Listener("", 8080),)} if container in self.remote else None
-
-    def udp_problem(self) -> Deferred[str]:
-        return succeed("no python3")
-
-
-class FakeMirrors:
-    """Mirrors everything to below /mirror, when the test lets it."""
-
-    def __init__(self, journal: list[str]) -> None:
-        self.journal = journal
-        self.held: dict[str, tuple[str, ...]] = {}
-        self.flushing: list[Deferred[None]] = []
-        self.failure: Exception | None = None
-
-    def place(self, source: str, create_missing: bool = False) -> Deferred[Place]:
-        self.journal.append(f"place {source} {create_missing}")
-        return fail(self.failure) if self.failure else succeed(Place(source, "/mirror" + source))
-
-    def flush(self, source: str) -> Deferred[None]:
-        self.journal.append(f"flush {source}")
-        self.flushing.append(Deferred())
-        return self.flushing[-1]
-
-    def hold(self, container: str, sources: Iterable[str]) -> Deferred[None]:
-        self.held[container] = tuple(sources)
-        return succeed(None)
-
-    def release(self, container: str) -> Deferred[None]:
-        self.held.pop(container, None)
-        return succeed(None)
 
 
 class ContainersCase(SynchronousTestCase):
@@ -227,7 +171,7 @@ class StartTests(ContainersCase):
         self.assertEqual(self.journal, ["flush /src", "reserve web 80/tcp"])
         self.there_is(self.sent, running=True)
         self.answer(call, sent, 204)
-        self.assertEqual(self.forwards.remote, {WEB: {"80/tcp": 32768}})
+        self.assertEqual(self.forwards.open, {WEB: {"80/tcp": 32768}})
 
     def test_port_in_use(self) -> None:
         """A port that is taken here fails the start before the daemon hears of it."""
@@ -235,7 +179,7 @@ class StartTests(ContainersCase):
         self.forwards.failure = PortUnavailable("port is already allocated")
         _, decision = self.ask(b"POST", b"/containers/web/start")
         self.failureResultOf(decision, PortUnavailable)
-        self.assertEqual(self.forwards.remote, {})
+        self.assertEqual(self.forwards.open, {})
 
     def test_port_in_use_and_removed(self) -> None:
         """A container made with --rm is removed when its start is refused, as the daemon would: clients wait for it."""
@@ -250,9 +194,9 @@ class StartTests(ContainersCase):
         """After a start that failed nothing stays open."""
         self.made(PortBindings=BINDINGS)
         call, decision = self.ask(b"POST", b"/containers/web/start")
-        self.forwards.remote[WEB] = {}
+        self.forwards.open[WEB] = {}
         self.answer(call, self.successResultOf(decision), 500)
-        self.assertEqual(self.forwards.remote, {})
+        self.assertEqual(self.forwards.open, {})
 
     def test_client_gone(self) -> None:
         """A start that was cut off is looked at: what runs is forwarded."""
@@ -262,7 +206,7 @@ class StartTests(ContainersCase):
         self.there_is(self.sent, running=True)
         self.containers.aborted(call, sent)
         self.endpoint.pump()
-        self.assertEqual(self.forwards.remote, {WEB: {"80/tcp": 32768}})
+        self.assertEqual(self.forwards.open, {WEB: {"80/tcp": 32768}})
 
     def test_somebody_elses(self) -> None:
         """A container that we did not make is started as it is."""
@@ -299,7 +243,7 @@ class ShownTests(ContainersCase):
         """Inspect and list show what was asked for, with the local ports, and no labels of ours."""
         _, sent = self.create(Binds=["/src:/app"], PortBindings=BINDINGS)
         self.there_is(sent, running=True)
-        self.forwards.remote[WEB] = {"80/tcp": 32768}
+        self.forwards.open[WEB] = {"80/tcp": 32768}
         _, description = self.daemon.answers[f"/containers/{WEB}/json"]  # type: ignore[misc]
         call = routes.match(b"GET", b"/containers/web/json")
         shown = self.answer(call, Outgoing(), 200, description)

@@ -515,7 +515,7 @@ class HolderTests(MirrorCase):
         self.host.down = False
         self.mirrors.reconnected()
         self.assertEqual(self.mirrors.status()[0].state, "idle")
-        self.successResultOf(self.mirrors.flush_all())
+        self.successResultOf(self.mirrors.flush(self.local))
 
     def test_hold_missing(self) -> None:
         """A source that is not there any more shows in the status."""

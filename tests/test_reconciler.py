@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -14,51 +12,10 @@ from rda.docker.request import OWNER_LABEL, REQUEST_LABEL, Request
 from rda.errors import PortUnavailable
 from rda.reconciler import Reconciler
 from tests.fake_daemon import daemon
+from tests.fake_parts import FakeForwards, FakeMirrors
 
 OWNER = "0123456789abcdef"
 WEB = "a" * 64
-
-
-class FakeForwards:
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.open: dict[str, Any] = {}
-        self.refuse = False
-
-    def reserve(self, container: str, name: str, wanted: Any) -> Deferred[None]:
-        if self.refuse:
-            raise PortUnavailable("port is already allocated")
-        self.open.setdefault(container, None)
-        return succeed(None)
-
-    def attach(self, container: str, remote: Mapping[str, int]) -> Deferred[None]:
-        self.open[container] = dict(remote)
-        return succeed(None)
-
-    def release(self, container: str) -> Deferred[None]:
-        self.open.pop(container, None)
-        return succeed(None)
-
-
-class FakeMirrors:
-    """Keeps who holds what."""
-
-    def __init__(self) -> None:
-        self.held: dict[str, tuple[str, ...]] = {}
-        self.flushing: list[Deferred[None]] = []
-
-    def flush(self, source: str) -> Deferred[None]:
-        self.flushing.append(Deferred())
-        return self.flushing[-1]
-
-    def hold(self, container: str, sources: Iterable[str]) -> Deferred[None]:
-        self.held[container] = tuple(sources)
-        return succeed(None)
-
-    def release(self, container: str) -> Deferred[None]:
-        self.held.pop(container, None)
-        return succeed(None)
 
 
 def container(running: bool = True, port: int = 32768, owner: str = OWNER, **request: Any) -> dict[str, Any]:
@@ -78,7 +35,7 @@ class ReconcilerTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.daemon, self.endpoint = daemon()
-        self.forwards, self.mirrors = FakeForwards(), FakeMirrors()
+        self.forwards, self.mirrors = FakeForwards([]), FakeMirrors([])
         self.daemon.answers["/containers/json"] = 200, []
         self.daemon.answers["/images/sha256:1/json"] = 200, {"Config": {"Labels": None}}
         api = DaemonAPI(self.clock, self.endpoint)
@@ -216,12 +173,12 @@ class ReconcilerTests(SynchronousTestCase):
 
     def test_port_in_use(self) -> None:
         """A port that cannot be opened is a problem of that container, in words, until it can."""
-        self.forwards.refuse = True
+        self.forwards.failure = PortUnavailable("port is already allocated")
         self.there_is(container())
         self.link_up()
         (problem,) = self.reconciler.problems()
         self.assertEqual((problem.subject, problem.message), ("web", "port is already allocated"))
-        self.forwards.refuse = False
+        self.forwards.failure = None
         self.event("start", **{OWNER_LABEL: OWNER})
         self.assertEqual(self.reconciler.problems(), ())
 

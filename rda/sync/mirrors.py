@@ -151,12 +151,6 @@ class Mirrors(Service):
     async def _flush(self, source: str) -> None:
         await (await self._mirror(source, None, False)).flush()
 
-    def flush_all(self) -> Deferred[None]:
-        """Flush every mirror that a container uses; fails with the first failure when all have been tried."""
-        used = {source for sources in self._holders.values() for source in sources}
-        flushing = [mirror.flush() for source, mirror in self._mirrors.items() if source in used]
-        return Deferred.fromCoroutine(gather(*flushing)).addCallback(lambda _: None)
-
     def hold(self, container: str, sources: Iterable[str]) -> Deferred[None]:
         """A container uses these sources: they are mirrored for as long as it exists.
 

@@ -1,0 +1,78 @@
+"""Forwards and mirrors that only note what they are told, for the tests of those that tell them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail, succeed
+
+from rda.docker.ports import Listener
+from rda.sync.mirrors import Place
+
+
+class FakeForwards:
+    """A table of ports without ports.
+
+    :ivar journal: what was asked, in order; may be shared.
+    :ivar failure: what the next reservations fail with.
+    :ivar open: container -> its remote ports, None while they are only reserved.
+    """
+
+    def __init__(self, journal: list[str]) -> None:
+        self.journal = journal
+        self.failure: Exception | None = None
+        self.open: dict[str, Mapping[str, int] | None] = {}
+
+    def reserve(self, container: str, name: str, wanted: Any) -> Deferred[None]:
+        self.journal.append(f"reserve {name} " + ",".join(one.key for one in wanted))
+        if self.failure:
+            return fail(self.failure)
+        self.open.setdefault(container, None)
+        return succeed(None)
+
+    def attach(self, container: str, remote: Mapping[str, int]) -> Deferred[None]:
+        self.open[container] = dict(remote)
+        return succeed(None)
+
+    def release(self, container: str) -> Deferred[None]:
+        self.open.pop(container, None)
+        return succeed(None)
+
+    def local(self, container: str) -> dict[str, tuple[Listener, ...]] | None:
+        return {"80/tcp": (Listener("", 8080),)} if container in self.open else None
+
+    def udp_problem(self) -> Deferred[str]:
+        return succeed("no python3")
+
+
+class FakeMirrors:
+    """Mirrors everything to below /mirror, when the test lets it.
+
+    :ivar held: container -> the sources that it uses.
+    :ivar flushing: flushes that the test has to end.
+    :ivar failure: what places fail with.
+    """
+
+    def __init__(self, journal: list[str]) -> None:
+        self.journal = journal
+        self.held: dict[str, tuple[str, ...]] = {}
+        self.flushing: list[Deferred[None]] = []
+        self.failure: Exception | None = None
+
+    def place(self, source: str, create_missing: bool = False) -> Deferred[Place]:
+        self.journal.append(f"place {source} {create_missing}")
+        return fail(self.failure) if self.failure else succeed(Place(source, "/mirror" + source))
+
+    def flush(self, source: str) -> Deferred[None]:
+        self.journal.append(f"flush {source}")
+        self.flushing.append(Deferred())
+        return self.flushing[-1]
+
+    def hold(self, container: str, sources: Iterable[str]) -> Deferred[None]:
+        self.held[container] = tuple(sources)
+        return succeed(None)
+
+    def release(self, container: str) -> Deferred[None]:
+        self.held.pop(container, None)
+        return succeed(None)
