@@ -189,11 +189,15 @@ class LiveTestCase(SynchronousTestCase):
         direct = self.host.docker(*words, check=False, timeout=COMMAND_SECONDS, **options)
         return direct, self.rda.docker(*words, check=False, **options)
 
-    def assert_same(self, *words: str, **options: Any) -> subprocess.CompletedProcess:
-        """Check that a docker command does the same through rda; return what it did."""
+    def assert_same(self, *words: str, ordered: bool = True, **options: Any) -> subprocess.CompletedProcess:
+        """Check that a docker command does the same through rda; return what it did.
+
+        ``ordered=False`` compares the lines of its output in any order, where the daemon itself leaves it to chance.
+        """
         direct, through = self.both(*words, **options)
+        outputs = [done.stdout if ordered else sorted(done.stdout.splitlines()) for done in (direct, through)]
         self.assertEqual(
-            (direct.returncode, direct.stdout, direct.stderr), (through.returncode, through.stdout, through.stderr)
+            (direct.returncode, outputs[0], direct.stderr), (through.returncode, outputs[1], through.stderr)
         )
         return through
 
