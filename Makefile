@@ -8,7 +8,7 @@ export PYTHON
 VENV := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help run demo host test unit live check format bench clean
+.PHONY: help run demo host test unit live soak check format bench clean
 help:
 	@echo 'make run     start rda against REMOTE=user@host, or against a throwaway remote host (root on Linux);'
 	@echo '             ARGS=... are further options of rda, such as --listen tcp:2375:interface=127.0.0.1'
@@ -16,6 +16,7 @@ help:
 	@echo 'make test    unit tests, then tests against a real sshd and dockerd on the throwaway remote host'
 	@echo 'make unit    unit tests only: no network, no root, seconds'
 	@echo 'make live    tests against the throwaway remote host only; TESTS=tests.live.test_ports narrows them'
+	@echo 'make soak    the same for hours: nothing may grow; TESTS=tests.soak.test_relay and RDA_SOAK_... narrow them'
 	@echo 'make host    only bring the throwaway remote host up, and print how to use it'
 	@echo 'make check   ruff and mypy'
 	@echo 'make format  let ruff lay out the code'
@@ -43,6 +44,9 @@ unit: $(INSTALLED)
 
 live: $(INSTALLED)
 	@$(VENV)/python -m tests.report $(or $(TESTS),live)
+
+soak: $(INSTALLED)
+	@$(VENV)/python -m tests.report $(or $(TESTS),soak)
 
 check: $(INSTALLED)
 	$(VENV)/ruff check rda tests bench twisted setup.py

@@ -1,6 +1,7 @@
 """Run sets of tests with trial and close with one line that counts them all: ``python -m tests.report unit live``.
 
-``unit`` is every ``tests/test_*.py``, ``live`` every ``tests/live/test_*.py``; other names are what trial takes.
+``unit`` is every ``tests/test_*.py``, ``live`` every ``tests/live/test_*.py``, ``soak`` every ``tests/soak/test_*.py``;
+other names are what trial takes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _VERDICT = re.compile(r"^(?:PASSED|FAILED)(?: \((.*)\))?$")
 
 def modules(name: str) -> list[str]:
     """Return the modules of the set ``name``."""
-    sets = {"unit": (HERE, "tests"), "live": (HERE / "live", "tests.live")}
+    sets = {"unit": (HERE, "tests"), "live": (HERE / "live", "tests.live"), "soak": (HERE / "soak", "tests.soak")}
     if name not in sets:
         return [name]
     directory, package = sets[name]

@@ -32,10 +32,11 @@ class Modules(SynchronousTestCase):
     """Which modules belong to a set."""
 
     def test_sets(self):
-        """The unit tests are those outside tests.live, and the live tests those inside."""
+        """The unit tests are those outside tests.live and tests.soak, the other sets those inside."""
         self.assertIn("tests.test_report", modules("unit"))
-        self.assertFalse([name for name in modules("unit") if ".live" in name])
+        self.assertFalse([name for name in modules("unit") if ".live" in name or ".soak" in name])
         self.assertTrue(all(name.startswith("tests.live.test_") for name in modules("live")))
+        self.assertIn("tests.soak.test_relay", modules("soak"))
 
     def test_a_name(self):
         """Anything else is passed to trial as it is."""

@@ -161,9 +161,13 @@ class LiveTestCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.host = remote_host()
-        self.rda = shared_rda()
+        self.rda = self.choose_rda()
         self._remove_containers()  # a person who tried something out may have left some
         self.addCleanup(self._remove_containers)
+
+    def choose_rda(self) -> Rda:
+        """Return the rda that the test uses: for most, the shared one."""
+        return shared_rda()
 
     def _remove_containers(self) -> None:
         left = self.host.docker("ps", "-aq").stdout.decode().split()
