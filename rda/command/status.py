@@ -1,0 +1,108 @@
+"""``rda status``: one screen that says what works, what does not, and what to do about it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rda.command.base import Command, Exit
+from rda.command.endpoint import find_agent
+from rda.command.lists import forward_lines, mirror_lines
+from rda.command.terminal import Terminal, duration, plain, sparkline
+
+__all__ = ["COMMAND", "describe", "is_well"]
+
+#: Problems that are printed for each context; ``rda status --json`` has them all.
+PROBLEMS_SHOWN = 10
+
+_LINK_COLOURS = {"connected": "green", "failed": "red"}
+
+
+def is_well(status: Mapping[str, Any]) -> bool:
+    """Whether everything works that should."""
+    return all(
+        context["link"]["state"] == "connected" and not any(_problems(context)) for context in status["contexts"]
+    )
+
+
+def _problems(context: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What does not work in a context, and what to do about it."""
+    link = context["link"]
+    if link["reason"]:
+        yield link["remote"], link["reason"]
+    for problem in context["problems"]:
+        yield problem["subject"], problem["message"]
+    for forward in context["forwards"]:
+        if forward["reason"]:
+            yield f"{forward['name']} {forward['port']}", forward["reason"]
+    for mirror in context["mirrors"]:
+        for problem in mirror["problems"]:
+            yield problem["subject"], problem["message"]
+
+
+def describe(status: Mapping[str, Any], terminal: Terminal, now: float) -> Iterator[str]:
+    """The status for a person, a line each.
+
+    :param now: seconds since the epoch.
+    """
+    for n, context in enumerate(status["contexts"]):
+        if n:
+            yield ""
+        yield from _context(context, terminal, now)
+
+
+def _context(context: Mapping[str, Any], terminal: Terminal, now: float) -> Iterator[str]:
+    yield _link(context, terminal, now)
+    for listener in context["listeners"]:
+        yield terminal.style(f"  DOCKER_HOST={listener}", "dim")
+    if context["forwards"]:
+        yield terminal.style("  ports", "bold")
+        yield from forward_lines(context["forwards"], "    ")
+    if context["mirrors"]:
+        yield terminal.style("  mounts", "bold")
+        yield from mirror_lines(context["mirrors"], now, "    ")
+    problems = [f"{plain(subject)}: {plain(message)}" for subject, message in _problems(context)]
+    if problems:
+        yield terminal.style("  problems", "bold", "red")
+        yield from (f"    {terminal.style('!', 'red')} {problem}" for problem in problems[:PROBLEMS_SHOWN])
+        if len(problems) > PROBLEMS_SHOWN:
+            yield f"    and {len(problems) - PROBLEMS_SHOWN} more: rda status --json"
+
+
+def _link(context: Mapping[str, Any], terminal: Terminal, now: float) -> str:
+    link = context["link"]
+    parts = [f"{plain(context['name'])}: {plain(link['remote'])} {_state(link, terminal, now)}"]
+    if link["round_trip"] is not None:
+        chart = sparkline([seconds for _, seconds in link.get("round_trips", ())])
+        parts.append(f"{link['round_trip'] * 1000:.1f} ms{' ' if chart else ''}{chart}")
+    if link["socket_via"]:
+        parts.append(f"socket via {link['socket_via']}")
+    return ", ".join(parts)
+
+
+def _state(link: Mapping[str, Any], terminal: Terminal, now: float) -> str:
+    state = terminal.style(link["state"], "bold", _LINK_COLOURS.get(link["state"], "yellow"))
+    if link["next_try"] is not None and link["next_try"] > now:
+        return f"{state}, next attempt in {duration(link['next_try'] - now)}"
+    return f"{state} for {duration(max(0.0, now - link['since']))}" if link["since"] else state
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--json", action="store_true", help="the whole status document (docs/status-schema.rst)")
+    shape.add_argument("-w", "--watch", action="store_true", help="stay, and show it as it changes")
+
+
+def _run(options: argparse.Namespace, terminal: Terminal) -> int:
+    status = find_agent(options.host).status()
+    if options.json:
+        terminal.print(json.dumps(status, indent=2, ensure_ascii=False))
+    else:
+        terminal.print(*describe(status, terminal, time.time()))
+    return Exit.OK if is_well(status) else Exit.TROUBLE
+
+
+COMMAND = Command("status", "the link, what is forwarded and synced, and why something is not", _run, _configure)

@@ -1,0 +1,104 @@
+"""Printing for people: colours where they are seen, and numbers as they are said."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TextIO
+
+__all__ = ["Terminal", "bar", "duration", "plain", "size", "sparkline"]
+
+_STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+
+#: Eighths of a character cell, for bars and sparklines.
+_BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """Where a command prints.
+
+    :ivar out: for what was asked for; ``err`` for everything else.
+    :ivar colours: whether ``out`` shows them.
+    """
+
+    out: TextIO
+    err: TextIO
+    colours: bool = False
+
+    @classmethod
+    def here(cls, environ: Mapping[str, str] = os.environ) -> Terminal:
+        """The process's own; colours only on a terminal that has them (https://no-color.org)."""
+        wanted = not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
+        return cls(sys.stdout, sys.stderr, wanted and sys.stdout.isatty())
+
+    @property
+    def width(self) -> int:
+        """Columns; plenty where there is no terminal, so that nothing is cut off in files."""
+        return shutil.get_terminal_size().columns if self.out.isatty() else 10_000
+
+    def style(self, text: str, *names: str) -> str:
+        """Colour a text, where colours are seen."""
+        if not self.colours or not names:
+            return text
+        return f"\x1b[{';'.join(_STYLES[name] for name in names)}m{text}\x1b[0m"
+
+    def print(self, *lines: str) -> None:
+        """Print lines; what the terminal's encoding has no character for becomes a ``?``."""
+        encoding = self.out.encoding or "utf-8"
+        for line in lines:
+            self.out.write(line.encode(encoding, "replace").decode(encoding) + "\n")
+        self.out.flush()
+
+    def warn(self, message: str) -> None:
+        """Say something that is not part of the output."""
+        self.err.write(f"rda: {message}\n")
+
+
+def plain(text: str) -> str:
+    """A text from elsewhere without what a terminal would obey: control characters, bidirectional overrides."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def size(count: float) -> str:
+    """Bytes, with a decimal prefix and two or three digits."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """A span of time in its two largest units."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    whole = int(seconds)
+    for unit, length, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if whole >= length:
+            rest = whole % length // part
+            return f"{whole // length} {unit}" + (f" {rest} {smaller}" if rest else "")
+    return f"{whole} s"
+
+
+def bar(part: float, width: int = 20) -> str:
+    """A progress bar for a fraction."""
+    full = round(max(0.0, min(1.0, part)) * width)
+    return "█" * full + "░" * (width - full)
+
+
+def sparkline(values: Sequence[float], width: int = 24) -> str:
+    """The last values as little columns between zero and the highest."""
+    shown = list(values)[-width:]
+    top = max(shown, default=0.0)
+    return "".join(_BLOCKS[min(7, int(value / top * 7.999))] if top else _BLOCKS[0] for value in shown)
+
+
+def columns(rows: Iterable[Sequence[str]], indent: str = "  ") -> list[str]:
+    """Align the cells of rows; the last one is as long as it is. Cells must not be styled yet."""
+    rows = [list(row) for row in rows]
+    widths = [max(len(row[n]) for row in rows if n < len(row)) for n in range(max(map(len, rows), default=0))]
+    return [(indent + "  ".join(cell.ljust(widths[n]) for n, cell in enumerate(row))).rstrip() for row in rows]
