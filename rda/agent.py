@@ -106,6 +106,7 @@ class ContextAgent(Service):
             context.sync_root,
             reactor,
             settings=lambda source: settings.get(sources.rule(source).pattern, Settings()),
+            mounted=lambda: Deferred.fromCoroutine(api.mounted_paths()),
         )
         self._reconciler = reconciler = Reconciler(reactor, api, forwards, mirrors, owner, sources.mirrored)
         containers = Containers(api, forwards, mirrors, reconciler, owner, sources)

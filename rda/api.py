@@ -86,6 +86,15 @@ class DaemonAPI:
         filters = json.dumps({"label": list(labels)})
         return cast("list[dict[str, Any]]", await self._get("/containers/json", {"all": "1", "filters": filters}))
 
+    async def mounted_paths(self) -> frozenset[str]:
+        """Return the paths of the daemon's host that anything has mounted or may mount: all containers, all volumes."""
+        containers = cast("list[dict[str, Any]]", await self._get("/containers/json", {"all": "1"}))
+        found = {str(mount.get("Source")) for container in containers for mount in container.get("Mounts") or ()}
+        volumes = cast("dict[str, Any]", await self._get("/volumes", {}))
+        for volume in volumes.get("Volumes") or ():
+            found.add(str((volume.get("Options") or {}).get("device")))
+        return frozenset(path for path in found if path.startswith("/"))
+
     async def remove_container(self, container: str) -> None:
         """Remove a container that does not run; it is no error when it is gone already."""
         call = Deferred.fromCoroutine(self._remove(f"/containers/{_segment(container)}"))

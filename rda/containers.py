@@ -296,7 +296,7 @@ class Containers:
 
     async def _flush(self, owned: Owned | None) -> None:
         for source in owned.request.sources if owned is not None else ():
-            await self._mirrors.flush(source)
+            await self._mirrors.complete(source)
 
     # lists and descriptions
 

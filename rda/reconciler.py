@@ -240,7 +240,7 @@ class Reconciler(Service):
 
     def _bring_back(self, ended: Owned) -> Deferred[Any]:
         """A container has ended: let two-way mirrors see what it wrote last. What fails shows in their status."""
-        return DeferredList([self._mirrors.flush(source) for source in ended.sources], consumeErrors=True)
+        return DeferredList([self._mirrors.complete(source) for source in ended.sources], consumeErrors=True)
 
     async def owned(self, description: dict[str, Any]) -> Owned | None:
         """Return a container as ours, or None when this context did not make it.

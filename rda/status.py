@@ -76,9 +76,18 @@ class MirrorStatus:
 
     :ivar source: the local path.
     :ivar remote: the directory or file on the remote host.
-    :ivar state: ``idle``, ``scanning``, ``applying``, ``waiting`` (for the link) or ``halted`` (a person has to act).
+    :ivar state: ``idle``, ``scanning``, ``applying``, ``waiting`` (for the link), ``paused`` (by a person) or
+        ``halted`` (a person has to act).
     :ivar containers: ids of the containers that use it.
+    :ivar files: what is on the remote because of it, in all; ``bytes`` likewise.
+    :ivar files_done: of the transfer that is under way, or was the last; ``bytes_done`` likewise.
+    :ivar rate: bytes per second, while something is transferred.
+    :ivar time_left: seconds until all is transferred, as things go; None when that is not known.
+    :ivar last_change: when the last change arrived, seconds since the epoch.
     :ivar latency: seconds between the last noticed change and its arrival.
+    :ivar problems: of single paths, and of the mirror as a whole; the first hundred.
+    :ivar problems_total: how many there are.
+    :ivar conflicts: what was made on the remote in a local file's place, and is kept under another name.
     """
 
     source: str
@@ -95,6 +104,26 @@ class MirrorStatus:
     last_change: float | None = None
     latency: float | None = None
     problems: tuple[Problem, ...] = ()
+    rate: float = 0.0
+    time_left: float | None = None
+    problems_total: int = 0
+    conflicts: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True)
+class RemoteCopy:
+    """A copy on the remote host that no container uses any more.
+
+    :ivar name: of its directory below the sync root.
+    :ivar source: the local path that it is a copy of; "" when that is not known any more.
+    :ivar bytes: of all files in it that the remote user can see.
+    :ivar age: seconds since it was last used.
+    """
+
+    name: str
+    source: str
+    bytes: int
+    age: float
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class FakeMirrors:
         self.journal.append(f"place {source} {create_missing}")
         return fail(self.failure) if self.failure else succeed(Place(source, "/mirror" + source))
 
-    def flush(self, source: str) -> Deferred[None]:
+    def complete(self, source: str) -> Deferred[None]:
         self.journal.append(f"flush {source}")
         self.flushing.append(Deferred())
         return self.flushing[-1]

@@ -60,6 +60,18 @@ class DaemonAPITests(SynchronousTestCase):
         self.assertEqual(arguments[b"all"], [b"1"])
         self.assertEqual(json.loads(arguments[b"filters"][0]), {"label": ["a=b"]})
 
+    def test_mounted_paths(self) -> None:
+        """Every path of the host counts that a container, running or not, or a volume leads to."""
+        self.daemon.answers["/containers/json"] = (
+            200,
+            [{"Mounts": [{"Source": "/srv/a"}, {"Source": "/var/lib/docker/volumes/v/_data"}]}, {"Mounts": None}],
+        )
+        volumes = [{"Name": "v", "Options": {"o": "bind", "device": "/srv/b"}}, {"Name": "w", "Options": None}]
+        self.daemon.answers["/volumes"] = 200, {"Volumes": volumes}
+        found = self.successResultOf(self.ask(self.api.mounted_paths()))
+        self.assertEqual(found, {"/srv/a", "/srv/b", "/var/lib/docker/volumes/v/_data"})
+        self.assertEqual(self.daemon.seen[0][2], {b"all": [b"1"]})
+
     def test_link_down(self) -> None:
         """The link's own error comes through as it is."""
         self.endpoint.refuse = LinkDown("no link")

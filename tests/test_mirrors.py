@@ -7,10 +7,13 @@ import shutil
 import tempfile
 from typing import Any
 
+from twisted.internet.defer import succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from rda.errors import BadRequest, LinkDown, SyncFailed, SyncHalted
+from rda.status import MirrorStatus, RemoteCopy
+from rda.sync.copies import Collected
 from rda.sync.mirrors import Mirrors
 from rda.sync.tree import Scope
 from rda.sync.watch import Hints
@@ -64,7 +67,17 @@ class MirrorCase(SynchronousTestCase):
         self.watcher = FakeWatcher()
         watcher: Any = self.watcher
         state = os.path.join(self.top, "state")
-        self.mirrors = Mirrors(self.host, state, "somebody", ".rda", self.clock, at_once, watcher)
+        self.mounted: set[str] = set()
+        self.mirrors = Mirrors(
+            self.host,
+            state,
+            "somebody",
+            ".rda",
+            self.clock,
+            at_once,
+            watcher,
+            mounted=lambda: succeed(frozenset(self.mounted)),
+        )
         self.mirrors.startService()
         self.addCleanup(self.mirrors.stopService)
 
@@ -94,7 +107,7 @@ class MirrorCase(SynchronousTestCase):
         return self.host.root + place.remote
 
     def flush(self, source: str | None = None) -> None:
-        self.successResultOf(self.mirrors.flush(source or self.local))
+        self.successResultOf(self.mirrors.complete(source or self.local))
 
     def assert_equal_trees(self, remote: str) -> None:
         self.assertEqual(contents(remote), contents(self.local))
@@ -210,7 +223,7 @@ class OneWayTests(MirrorCase):
         self.assertEqual(contents(remote)[b"cache/data"][3], b"made there")
         self.assertNotIn(b"same.rda-conflict", contents(remote))
         (status,) = self.mirrors.status()
-        self.assertEqual([problem.subject for problem in status.problems], ["other"])
+        self.assertEqual([conflict.subject for conflict in status.conflicts], ["other"])
         os.unlink(self.path("same"))
         self.flush()
         self.assertNotIn(b"same", contents(remote))
@@ -545,6 +558,13 @@ class HolderTests(MirrorCase):
 class CollectTests(MirrorCase):
     """Remote copies that nobody uses."""
 
+    def collect(self, unused_for: float) -> Collected:
+        found = self.successResultOf(self.mirrors.unused(unused_for))
+        return self.successResultOf(self.mirrors.collect(found))
+
+    def age(self, place: str) -> None:
+        os.utime(os.path.join(os.path.dirname(place), "generation"), (1, 1))
+
     def test_collect(self) -> None:
         """Old unused copies go, with what containers made in them; used, young and other people's ones stay."""
         places = []
@@ -553,20 +573,140 @@ class CollectTests(MirrorCase):
             places.append(self.place(self.path(name)))
             self.flush(self.path(name))
         old, _, used, live = places
-        write(os.path.join(old, "made/there"), b"2")
+        write(os.path.join(old, "made/there"), b"22")
         others = os.path.join(os.path.dirname(os.path.dirname(old)), "ffffffff-somebody-else")
         os.mkdir(others)
-        for place in (old, used, live):
-            os.utime(os.path.join(os.path.dirname(place), "generation"), (1, 1))
         self.restart()
+        self.mounted.add(used[len(self.host.root) :] + "/below")
         self.successResultOf(self.mirrors.hold("c", [self.path("live")]))
-        for place in (old, used):
-            os.utime(os.path.join(os.path.dirname(place), "generation"), (1, 1))
-        done = self.mirrors.collect([used[len(self.host.root) :]], 3600)
-        self.assertEqual(self.successResultOf(done).removed, (os.path.dirname(old)[len(self.host.root) :],))
+        for place in (old, used, live):
+            self.age(place)
+        (unused,) = self.successResultOf(self.mirrors.unused(3600))
+        self.assertEqual((unused.source, unused.bytes), (self.path("old"), 3))
+        self.assertGreater(unused.age, 1_000_000_000)
+        name = os.path.basename(os.path.dirname(old))
+        self.assertEqual(self.collect(3600).removed, (name,))
         self.assertEqual([os.path.exists(place) for place in places], [False, True, True, True])
         self.assertTrue(os.path.exists(others))
         write(self.path("old/f"), b"3")
         self.assertEqual(self.place(self.path("old")), old)
         self.flush(self.path("old"))
         self.assertEqual(contents(old)[b"f"][3], b"3")
+
+    def test_released(self) -> None:
+        """A copy whose last container has gone is as young as that, and goes in time, without a restart."""
+        write(self.path("f"), b"1")
+        remote = self.place()
+        self.flush()
+        self.successResultOf(self.mirrors.hold("c", [self.local]))
+        self.age(remote)
+        self.clock.advance(1000)
+        self.assertEqual(self.successResultOf(self.mirrors.unused()), [])
+        self.mirrors.release("c")
+        self.assertEqual(self.collect(60).removed, ())
+        self.assertEqual(len(self.collect(0).removed), 1)
+        self.assertFalse(os.path.exists(remote))
+        self.assertEqual(self.mirrors.status(), ())
+        self.assertEqual(self.place(), remote)
+        self.flush()
+        self.assert_equal_trees(remote)
+
+    def test_used_again(self) -> None:
+        """What was unused when it was listed, and is used when it should go, stays."""
+        write(self.path("f"), b"1")
+        remote = self.place()
+        self.flush()
+        self.restart()
+        self.age(remote)
+        found = self.successResultOf(self.mirrors.unused())
+        self.mounted.add(remote[len(self.host.root) :])
+        (kept,) = self.successResultOf(self.mirrors.collect(found)).kept
+        self.assertIn("in use again", kept.message)
+        self.mounted.clear()
+        self.place()
+        (kept,) = self.successResultOf(self.mirrors.collect(found)).kept
+        self.assert_equal_trees(remote)
+
+    def test_cannot_be_removed(self) -> None:
+        """What belongs to somebody else stays, is named, and keeps no other copy from going."""
+        for name in ("a", "b"):
+            write(self.path(f"{name}/f"), b"1")
+            self.place(self.path(name))
+            self.flush(self.path(name))
+        self.restart()
+        found = self.successResultOf(self.mirrors.unused())
+
+        def refuse(name: str, path: bytes) -> None:
+            if name == "remove" and path.startswith(b"/home/.rda/" + found[0].name.encode() + b"/tree"):
+                raise PermissionError(13, "Permission denied")
+
+        self.host.connections[-1].refuse = refuse
+        done = self.successResultOf(self.mirrors.collect(found))
+        self.assertEqual(done.removed, (found[1].name,))
+        self.assertIn("as root", done.kept[0].message)
+
+    def test_foreign_name(self) -> None:
+        """A name that is no copy's is not touched, whatever it says."""
+        write(self.path("f"), b"1")
+        self.place()
+        for name in ("../..", "ffffffff-x", ""):
+            done = self.successResultOf(self.mirrors.collect([RemoteCopy(name, "", 0, 0.0)]))
+            self.assertEqual((done.removed, len(done.kept)), ((), 1))
+
+
+class ControlTests(MirrorCase):
+    """What a person can do with a mirror."""
+
+    def test_pause(self) -> None:
+        """While a mirror is paused nothing travels, and what waits for it is told so; then it catches up."""
+        write(self.path("f"), b"1")
+        remote = self.place()
+        self.flush()
+        self.mirrors.pause(self.local)
+        write(self.path("f"), b"22")
+        write(self.path("g"), b"new")
+        self.watcher.hints[0]._changed(Scope(paths=frozenset([b"f"])))
+        failure = self.failureResultOf(self.mirrors.complete(self.local), SyncHalted)
+        self.assertIn("rda resume", str(failure.value))
+        self.clock.pump([60.0] * 20)
+        self.assertEqual(contents(remote)[b"f"][3], b"1")
+        self.assertEqual(self.mirrors.status()[0].state, "paused")
+        self.mirrors.resume()
+        self.assert_equal_trees(remote)
+        self.assertEqual(self.mirrors.status()[0].state, "idle")
+
+    def test_names(self) -> None:
+        """A mirror is named by its source or anything in it; without a name all used ones are meant."""
+        write(self.path("a/f"), b"1")
+        write(self.path("b/f"), b"1")
+        a, b = self.place(self.path("a")), self.place(self.path("b"))
+        self.successResultOf(self.mirrors.flush(self.path("a/deep/file")))
+        self.successResultOf(self.mirrors.flush())
+        self.assertEqual([set(contents(a)), set(contents(b))], [{b"f"}, {b"f"}])
+        for control in (self.mirrors.pause, self.mirrors.resume, self.mirrors.confirm):
+            with self.assertRaises(BadRequest):
+                control(self.top)
+        self.failureResultOf(self.mirrors.flush(self.top), BadRequest)
+
+    def test_progress(self) -> None:
+        """The status tells how far a transfer is, how fast it goes and how long the rest will take."""
+        for number in range(4):
+            write(self.path(f"f{number}"), b"x" * 300_000)
+        seen: list[MirrorStatus] = []
+
+        def look(name: str, path: bytes) -> None:
+            self.clock.rightNow += 0.001
+            if name == "rename_new":
+                seen.append(self.mirrors.status()[0])
+
+        self.host.prepare = lambda files: setattr(files, "refuse", look)
+        self.place()
+        first = seen[0]
+        self.assertEqual((first.state, first.files_total, first.bytes_total), ("applying", 5, 1200000))
+        self.assertGreater(seen[-1].files_done, 0)
+        self.assertGreater(seen[-1].rate, 100_000)
+        assert seen[-1].time_left is not None
+        self.assertLess(seen[-1].time_left, 10)
+        after = self.mirrors.status()[0]
+        self.assertEqual((after.files_done, after.bytes_done, after.time_left), (5, 1200000, None))
+        self.assertEqual((after.files, after.bytes), (5, 1200000))

@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
 
 from rda.sync.tree import Entry
 
@@ -55,9 +57,7 @@ class Manifest:
         try:
             return self._connect(path)
         except sqlite3.DatabaseError:
-            for suffix in ("", "-wal", "-shm"):
-                if os.path.exists(path + suffix):
-                    os.unlink(path + suffix)
+            remove_manifest(path)
             return self._connect(path)
 
     def _connect(self, path: str) -> sqlite3.Connection:
@@ -174,6 +174,27 @@ class Manifest:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+
+def peek(path: str, name: str) -> str | None:
+    """A value that was remembered in a manifest which may be gone, or open elsewhere. Blocking: runs in a thread."""
+    if not os.path.exists(path):
+        return None
+    try:
+        with closing(sqlite3.connect(f"{Path(path).as_uri()}?mode=ro", uri=True)) as db:
+            row = db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+    except sqlite3.Error:
+        return None
+    return None if row is None else str(row[0])
+
+
+def remove_manifest(path: str) -> None:
+    """Remove a manifest's files. Blocking: runs in a thread."""
+    for suffix in ("", "-wal", "-shm"):
+        try:
+            os.unlink(path + suffix)
+        except FileNotFoundError:
+            pass
 
 
 class _Transaction:

@@ -4,8 +4,8 @@ One pass at a time: look (in a thread), compare, carry out. Whatever asks for a 
 flush, a reconnect) is put together into the next one. A pass that fails as a whole leaves the mirror waiting, with the
 reason, and is tried again; what fails for one path is a problem of that path, and is tried again too.
 
-States: ``idle``, ``scanning``, ``applying``, ``waiting`` (for the link), ``halted`` (a person has to act: see
-:func:`rda.sync.plan.check` and :class:`rda.sync.scan.RootProblem`).
+States: ``idle``, ``scanning``, ``applying``, ``waiting`` (for the link), ``paused`` (by a person), ``halted`` (a person
+has to act: see :func:`rda.sync.plan.check` and :class:`rda.sync.scan.RootProblem`).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from rda.sync.apply import Apply, Outcome
 from rda.sync.bulk import Bulk, InThread
 from rda.sync.large import DELTA_FROM
 from rda.sync.manifest import Manifest
+from rda.sync.progress import Transfer
 from rda.sync.pull import Fetch
 from rda.sync.remote import RemoteTree, gather
 from rda.sync.scan import RootProblem, Scanner
@@ -86,6 +87,10 @@ class Tools:
     bulk: Bulk
 
 
+class Paused(SyncHalted):
+    """A person has paused the mirror."""
+
+
 class Mirror:
     """Keeps one remote tree equal to one local tree.
 
@@ -135,6 +140,7 @@ class Mirror:
         self._retry = RETRY_FIRST
         self._owed = Scope()
         self._confirmed = False
+        self._paused = False
         # What the status tells.
         self._state = "idle"
         self._reason = ""
@@ -146,7 +152,7 @@ class Mirror:
         self._last_change: float | None = None
         self._latency: float | None = None
         self._noticed: float | None = None
-        self.files_done = self.files_total = self.bytes_done = self.bytes_total = 0
+        self._transfer = Transfer(self._clock.seconds, self._check)
 
     # -- what others ask for
 
@@ -194,6 +200,12 @@ class Mirror:
             else:
                 self._cancel("net", "poll")
                 self._unwatch()
+                self._note_use()
+
+    def _note_use(self) -> None:
+        """The last one who used it has gone: its age counts from now."""
+        if self._manifest is not None and self._remote is not None and not self._remote.files.lost:
+            self._marked = Deferred.fromCoroutine(self._mark(self._manifest, self._remote, None))
 
     def retry(self) -> None:
         """What kept the mirror waiting may be over."""
@@ -205,6 +217,15 @@ class Mirror:
         self._confirmed = True
         self._scanner.accept_device()
         self.look(WHOLE)
+
+    def pause(self) -> None:
+        """Let nothing travel any more, in either direction, until :meth:`resume`."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Go on after :meth:`pause`, with a look at everything."""
+        self._paused = False
+        self.retry()
 
     def stop(self) -> Deferred[None]:
         """Stop; fires when nothing is under way any more."""
@@ -221,10 +242,12 @@ class Mirror:
             self._manifest.close()
             self._manifest = None
 
-    def check(self) -> None:
-        """Called between the steps of a pass (see :class:`rda.sync.apply.Progress`)."""
+    def _check(self) -> None:
+        """Called between the steps of a pass."""
         if self._stopped:
             raise SyncFailed("rda is stopping")
+        if self._paused:
+            raise Paused("it is paused. Let it go on with: rda resume")
 
     # -- passes
 
@@ -254,7 +277,7 @@ class Mirror:
     def _passed(self, noticed: float | None) -> None:
         self._state = "halted" if self._halted else "idle"
         self._reason = ""
-        if self.files_total and noticed is not None:
+        if self._transfer.files_total and noticed is not None:
             self._last_change = time.time()
             self._latency = self._clock.seconds() - noticed
         if self._incomplete:
@@ -280,7 +303,10 @@ class Mirror:
 
     def _pass_failed(self, error: Exception, waiters: list[Deferred[None]]) -> None:
         self._wanted = WHOLE
-        if isinstance(error, RootProblem | SyncHalted):
+        if isinstance(error, Paused):
+            self._state = "paused"
+            error = Paused(f"{self.source}: {error}")
+        elif isinstance(error, RootProblem | SyncHalted):
             self._state, self._halted = "halted", str(error)
             self._later("halted", HALTED_LOOK, WHOLE)
             error = SyncHalted(f"{self.source}: {error}. The remote copy is kept as it is")
@@ -290,7 +316,7 @@ class Mirror:
             self._log.failure("mirror of {source} failed", failure=Failure(error), source=self.source)
             self._state, self._reason = "waiting", f"an unexpected error: {error!r} (see the log)"
             error = SyncFailed(f"{self.source} could not be synchronised: {error!r}. rda's log has the details")
-        if self._state != "halted":
+        if self._state not in ("halted", "paused"):
             self._again_later(WHOLE)
         self._fail([*waiters, *self._take_prepared()], error)
 
@@ -304,12 +330,13 @@ class Mirror:
             waiter.errback(error)
 
     async def _pass(self, scope: Scope) -> None:
+        self._check()
         self._state = "scanning"
         if self._mode != "one-way":
             scope = WHOLE  # both sides are compared as wholes
         if b"" in scope.trees:
             self._halted = ""
-        self.files_done = self.files_total = self.bytes_done = self.bytes_total = 0
+        self._transfer.begin()
         manifest = await self._opened()
         connecting = Deferred.fromCoroutine(self._prepared_remote(manifest, b"" in scope.trees))
         looking = Deferred.fromCoroutine(self._looked(scope, manifest))
@@ -432,7 +459,9 @@ class Mirror:
         if not todo:
             return Outcome(again=again)
         self._state = "applying"
-        outcome = await Apply(self._root, remote, manifest, self._tools.in_thread, self, self._tools.bulk).run(todo)
+        outcome = await Apply(
+            self._root, remote, manifest, self._tools.in_thread, self._transfer, self._tools.bulk
+        ).run(todo)
         outcome.again |= again
         self._note(outcome)
         return outcome
@@ -456,11 +485,9 @@ class Mirror:
         return replace(todo, remove=())
 
     def _count(self, todo: plan.Plan, back: both.TwoWay | None) -> None:
-        self.files_total += len(todo)
-        self.bytes_total += sum(put.entry.size for put in todo.put)
+        self._transfer.expect(len(todo), sum(put.entry.size for put in todo.put))
         if back is not None:
-            self.files_total += len(back.pull)
-            self.bytes_total += sum(entry.size for _, entry, _ in back.pull.get)
+            self._transfer.expect(len(back.pull), sum(entry.size for _, entry, _ in back.pull.get))
 
     async def _bring_back(self, back: both.TwoWay, manifest: Manifest, remote: RemoteTree) -> set[bytes]:
         """The remote's half of a two-way plan; returns what changed here meanwhile."""
@@ -468,7 +495,7 @@ class Mirror:
         if not back.pull:
             return set()
         self._state = "applying"
-        fetch = Fetch(self._root, remote, manifest, self._tools.in_thread, self)
+        fetch = Fetch(self._root, remote, manifest, self._tools.in_thread, self._transfer)
         await fetch.run(back.pull)
         for path, message in fetch.problems.items():
             self._problem(path, message, fatal=False)
@@ -506,27 +533,32 @@ class Mirror:
 
     def status(self, containers: Iterable[str] = ()) -> MirrorStatus:
         """What the mirror is doing."""
-        problems = [*self._problems.values(), *self._conflicts.values()][:PROBLEMS_SHOWN]
+        problems = list(self._problems.values())[:PROBLEMS_SHOWN]
         if self._halted or self._reason:
             problems.insert(0, Problem(self.source, self._halted or self._reason))
         if self._unwatched:
             problems.insert(0, Problem(self.source, self._unwatched))
         files, size = self._totals
+        transfer, applying = self._transfer, self._state == "applying"
         return MirrorStatus(
             source=self.source,
             remote=self.remote_path,
-            state=self._state,
+            state="paused" if self._paused and not self._busy else self._state,
             mode=self._mode,
             containers=tuple(containers),
             files=files,
             bytes=size,
-            files_done=self.files_done,
-            files_total=self.files_total,
-            bytes_done=self.bytes_done,
-            bytes_total=self.bytes_total,
+            files_done=min(transfer.files_done, transfer.files_total),
+            files_total=transfer.files_total,
+            bytes_done=min(transfer.bytes_done, transfer.bytes_total),
+            bytes_total=transfer.bytes_total,
             last_change=self._last_change,
             latency=self._latency,
             problems=tuple(problems),
+            rate=transfer.rate() if applying else 0.0,
+            time_left=transfer.time_left() if applying else None,
+            problems_total=len(problems) - min(len(self._problems), PROBLEMS_SHOWN) + len(self._problems),
+            conflicts=tuple(self._conflicts.values())[:PROBLEMS_SHOWN],
         )
 
     # -- watching and timers

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sqlite3
 import stat
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -23,10 +21,12 @@ from twisted.logger import Logger
 
 from rda.errors import BadRequest, RdaError, SyncFailed
 from rda.interfaces import IRemoteFiles, IRemoteHost
-from rda.status import MirrorStatus, Problem
+from rda.status import MirrorStatus, Problem, RemoteCopy
 from rda.sync.bulk import Bulk, InThread
+from rda.sync.copies import Collected, Copies, Mounted
+from rda.sync.manifest import peek
 from rda.sync.mirror import Mirror, Settings, Tools
-from rda.sync.remote import RemoteTree, gather
+from rda.sync.remote import gather
 from rda.sync.tree import Kind
 from rda.sync.watch import Watcher
 
@@ -46,18 +46,6 @@ class Place:
     remote: str
 
 
-@dataclass(frozen=True)
-class Collected:
-    """What :meth:`Mirrors.collect` did.
-
-    :ivar removed: remote directories that are gone.
-    :ivar problems: those that should be gone, and why they are not.
-    """
-
-    removed: tuple[str, ...]
-    problems: tuple[Problem, ...]
-
-
 class Mirrors(Service):
     """The mirrors of one context.
 
@@ -67,6 +55,7 @@ class Mirrors(Service):
     :param reactor: clock, threads.
     :param in_thread: runs a blocking function in a thread; the reactor's own pool unless a test says otherwise.
     :param settings: tells how a source is mirrored.
+    :param mounted: tells which paths of the remote host anything there has mounted, for :meth:`unused`.
     """
 
     _log = Logger()
@@ -81,6 +70,7 @@ class Mirrors(Service):
         in_thread: InThread | None = None,
         watcher: Watcher | None = None,
         settings: Callable[[str], Settings] = lambda source: Settings(),
+        mounted: Mounted = lambda: succeed(frozenset()),
     ) -> None:
         def pooled(function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
             return deferToThreadPool(reactor, reactor.getThreadPool(), function, *arguments)
@@ -99,6 +89,8 @@ class Mirrors(Service):
         self._reviewing: IDelayedCall | None = None
         self._holders: dict[str, frozenset[str]] = {}
         self._absent: dict[str, Problem] = {}
+        self._removing: dict[str, list[Deferred[None]]] = {}
+        self._mounted = mounted
         self._root_on: tuple[IRemoteFiles, bytes] | None = None
 
     # -- the service
@@ -140,15 +132,14 @@ class Mirrors(Service):
         await mirror.prepare()
         return Place(source, mirror.remote_path)
 
-    def flush(self, what: str | Place) -> Deferred[None]:
-        """Fire when everything that is at a source now is on the remote.
+    def complete(self, source: str) -> Deferred[None]:
+        """Fire when everything that is at a source now is on the remote; begin to mirror it, if need be.
 
         :raises SyncFailed: see :meth:`Mirror.flush`; SyncHalted, LinkDown likewise.
         """
-        source = what.source if isinstance(what, Place) else os.path.abspath(what)
-        return Deferred.fromCoroutine(self._flush(source))
+        return Deferred.fromCoroutine(self._complete(os.path.abspath(source)))
 
-    async def _flush(self, source: str) -> None:
+    async def _complete(self, source: str) -> None:
         await (await self._mirror(source, None, False)).flush()
 
     def hold(self, container: str, sources: Iterable[str]) -> Deferred[None]:
@@ -180,46 +171,111 @@ class Mirrors(Service):
             if self._users(source):
                 mirror.retry()
 
-    def confirm(self, source: str) -> None:
+    # -- what people ask for
+
+    def flush(self, path: str | None = None) -> Deferred[None]:
+        """Fire when everything that is at a mirrored source now is on the remote (and back, where it is two-way).
+
+        :param path: a mirrored source, or something in one; None for all of them.
+        :raises BadRequest: through the Deferred: it is not mirrored.
+        :raises SyncFailed: see :meth:`Mirror.flush`; SyncHalted, LinkDown likewise.
+        """
+        return Deferred.fromCoroutine(self._flush(path))
+
+    async def _flush(self, path: str | None) -> None:
+        await gather(*(mirror.flush() for mirror in self._named(path)))
+
+    def pause(self, path: str | None = None) -> None:
+        """Let nothing travel until :meth:`resume`, or the end of this process. What a container needs meanwhile fails.
+
+        :param path: as for :meth:`flush`.
+        :raises BadRequest: it is not mirrored.
+        """
+        for mirror in self._named(path):
+            mirror.pause()
+
+    def resume(self, path: str | None = None) -> None:
+        """Go on after :meth:`pause`.
+
+        :param path: as for :meth:`flush`.
+        :raises BadRequest: it is not mirrored.
+        """
+        for mirror in list(self._mirrors.values()) if path is None else self._named(path):
+            mirror.resume()
+
+    def confirm(self, path: str) -> None:
         """A person says that what holds a mirror back is meant.
 
-        :raises BadRequest: there is no such mirror.
+        :raises BadRequest: it is not mirrored.
         """
-        mirror = self._mirrors.get(os.path.abspath(source))
-        if mirror is None:
-            raise BadRequest(f"{source} is not mirrored")
-        mirror.confirm()
+        for mirror in self._named(path):
+            mirror.confirm()
 
-    def collect(self, in_use: Iterable[str], unused_for: float) -> Deferred[Collected]:
-        """Remove remote copies that nobody uses any more, with their manifests.
+    def _named(self, path: str | None) -> list[Mirror]:
+        """The mirrors that a person means: of that source, or the innermost one that it is in; or all that are used."""
+        if path is None:
+            return [mirror for source, mirror in sorted(self._mirrors.items()) if self._is_used(source)]
+        whole = os.path.abspath(path)
+        above = whole
+        while above not in self._mirrors:
+            above, before = os.path.dirname(above), above
+            if above == before:
+                raise BadRequest(f"{path} is not mirrored: no container of this context has it mounted")
+        return [self._mirrors[above]]
 
-        :param in_use: remote paths that existing containers have mounted; neither these nor what is mirrored now goes.
-        :param unused_for: seconds since the last use; younger ones stay.
-        :raises RdaError: through the Deferred, when the link is down.
+    def unused(self, unused_for: float = 0.0) -> Deferred[list[RemoteCopy]]:
+        """Find remote copies that no container uses, be it running or not.
+
+        :param unused_for: seconds since the last use; younger ones are left out.
+        :raises RdaError: through the Deferred, when the link is down or the daemon cannot be asked.
         """
-        return Deferred.fromCoroutine(self._collect(frozenset(map(os.fsencode, in_use)), unused_for))
+        return Deferred.fromCoroutine(self._unused(unused_for))
 
-    async def _collect(self, in_use: frozenset[bytes], unused_for: float) -> Collected:
+    async def _unused(self, unused_for: float) -> list[RemoteCopy]:
+        found = await (await self._copies()).unused(self._is_known_used(), await self._mounted())
+        return [copy for copy in found if copy.age >= unused_for]
+
+    def collect(self, copies: Iterable[RemoteCopy]) -> Deferred[Collected]:
+        """Remove copies that :meth:`unused` has found, unless they have come into use since.
+
+        :raises RdaError: through the Deferred, when the link is down or the daemon cannot be asked.
+        """
+        return Deferred.fromCoroutine(self._collect(list(copies)))
+
+    async def _collect(self, copies: list[RemoteCopy]) -> Collected:
+        remote, mounted = await self._copies(), await self._mounted()
+        removed, kept = [], []
+        for copy in copies:
+            used = self._is_known_used()
+            if not used(copy.name):
+                self._removing[copy.name] = []
+                await self._drop(copy.name)
+            try:
+                problem = await remote.remove(copy, used, mounted)
+            finally:
+                for waiter in self._removing.pop(copy.name, []):
+                    waiter.callback(None)
+            if problem is None:
+                removed.append(copy.name)
+            else:
+                kept.append(problem)
+        return Collected(tuple(removed), tuple(kept))
+
+    async def _copies(self) -> Copies:
         files: IRemoteFiles = await self._host.files()
         root = os.path.dirname(await self._base("x"))
-        prefix, mirrored = self._name("").partition("-")[0] + "-", {self._name(source) for source in self._mirrors}
-        removed, kept = [], []
-        for name, _ in await files.list(root):
-            text = os.fsdecode(name)
-            if not text.startswith(prefix) or text in mirrored:
-                continue
-            copy = RemoteTree(files, root + b"/" + name, Kind.DIRECTORY)
-            used = await copy.last_used()
-            if copy.tree in in_use or (used is not None and used + unused_for > time.time()):
-                continue
-            try:
-                await copy.remove_everything()
-            except OSError as error:
-                kept.append(Problem(os.fsdecode(copy.base), f"cannot be removed: {error.strerror}. Remove it there"))
-            else:
-                removed.append(os.fsdecode(copy.base))
-                await self._tools.in_thread(_remove_manifest, os.path.join(self._manifests, text + ".sqlite"))
-        return Collected(tuple(removed), tuple(kept))
+        return Copies(files, root, self._prefix(), self._manifests, self._tools.in_thread)
+
+    def _is_known_used(self) -> Callable[[str], bool]:
+        used = {self._name(source) for source in self._mirrors if self._is_used(source)}
+        return lambda name: name in used
+
+    async def _drop(self, name: str) -> None:
+        """Forget a mirror that nobody uses."""
+        for source in [source for source in self._mirrors if self._name(source) == name]:
+            await self._mirrors.pop(source).stop()
+
+    # -- what it looks like
 
     def status(self) -> tuple[MirrorStatus, ...]:
         """What every mirror is doing."""
@@ -230,6 +286,9 @@ class Mirrors(Service):
             if source not in self._mirrors and self._users(source)
         ]
         return (*known, *absent)
+
+    def _is_used(self, source: str) -> bool:
+        return source in self._placed or bool(self._users(source))
 
     def _users(self, source: str) -> tuple[str, ...]:
         return tuple(container for container, sources in self._holders.items() if source in sources)
@@ -245,13 +304,17 @@ class Mirrors(Service):
         now = self._clock.seconds()
         self._placed = {source: at for source, at in self._placed.items() if at + GRACE > now}
         for source, mirror in self._mirrors.items():
-            mirror.live(source in self._placed or bool(self._users(source)))
+            mirror.live(self._is_used(source))
 
     # -- making mirrors
 
     async def _mirror(self, source: str, kind_hint: str | None, create_missing: bool) -> Mirror:
         if source not in self._mirrors:
             name = self._name(source)
+            while name in self._removing:
+                removed: Deferred[None] = Deferred()
+                self._removing[name].append(removed)
+                await removed
             path = os.path.join(self._manifests, name + ".sqlite")
             kind = await self._tools.in_thread(_kind_of, source, kind_hint, create_missing, path)
             if source not in self._mirrors:
@@ -268,9 +331,11 @@ class Mirrors(Service):
 
     def _name(self, source: str) -> str:
         """One for every owner and source; nobody can guess it who does not know the owner's identity."""
-        owner = os.fsencode(self._owner)
-        whole = hashlib.sha256(owner + b"\0" + os.fsencode(source)).hexdigest()
-        return f"{hashlib.sha256(owner).hexdigest()[:8]}-{whole[:32]}"
+        whole = hashlib.sha256(os.fsencode(self._owner) + b"\0" + os.fsencode(source)).hexdigest()
+        return self._prefix() + whole[:32]
+
+    def _prefix(self) -> str:
+        return hashlib.sha256(os.fsencode(self._owner)).hexdigest()[:8] + "-"
 
     async def _base(self, name: str) -> bytes:
         files: IRemoteFiles = await self._host.files()
@@ -321,22 +386,14 @@ async def _make_directories(files: IRemoteFiles, path: bytes) -> None:
         ) from error
 
 
-def _remove_manifest(path: str) -> None:
-    for suffix in ("", "-wal", "-shm"):
-        try:
-            os.unlink(path + suffix)
-        except FileNotFoundError:
-            pass
-
-
 def _kind_of(source: str, kind_hint: str | None, create_missing: bool, manifest: str) -> Kind:
     """What the source is. Blocking: runs in a thread."""
     try:
         mode = os.stat(source).st_mode
     except FileNotFoundError as error:
-        known = _kind_from_manifest(manifest)
-        if known is not None and not create_missing:
-            return known
+        known = peek(manifest, "kind")
+        if known is not None and not create_missing:  # its remote copy still is what it was
+            return Kind(int(known))
         if not create_missing or os.path.islink(source):
             raise BadRequest(f"bind source path does not exist: {source}") from error
         try:
@@ -359,15 +416,3 @@ def _create(source: str, kind_hint: str | None) -> None:
         os.close(os.open(source, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o666))
     else:
         os.makedirs(source, exist_ok=True)
-
-
-def _kind_from_manifest(path: str) -> Kind | None:
-    """The kind of a source that was mirrored before and is gone now: its remote copy still is what it was."""
-    if not os.path.exists(path):
-        return None
-    try:
-        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
-            row = db.execute("SELECT value FROM meta WHERE name = 'kind'").fetchone()
-    except sqlite3.Error:
-        return None
-    return None if row is None else Kind(int(row[0]))
