@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.interfaces import IAddress, IProtocolFactory, IStreamClientEndpoint
 from zope.interface import Attribute, Interface
 
 if TYPE_CHECKING:
     from rda.docker.routes import Call, Outgoing
 
-__all__ = ["Attributes", "ICallRewriter", "IRemoteFiles", "IRemoteHost"]
+__all__ = ["Attributes", "ICallRewriter", "IRemoteFiles", "IRemoteHost", "IRemoteListener"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +71,32 @@ class IRemoteHost(Interface):
         :class:`rda.errors.CommandFailed` whose message holds the end of its standard error.
         """
 
+    def listen(path: str, factory: IProtocolFactory) -> Deferred[IRemoteListener]:
+        """Listen on a UNIX-domain socket of the remote host (``streamlocal-forward@openssh.com``).
+
+        :param path: absolute, and nothing is there yet; only the login's own user can connect to it.
+        :param factory: makes the protocol of each connection; one that it makes no protocol for is refused.
+        :returns: fires when the server listens; fails as ``connect`` does. The listening ends with the link: ask again
+            on the next one.
+        """
+
     def files() -> Deferred[IRemoteFiles]:
         """The remote host's file system, over a shared SFTP channel; fails as ``connect`` does."""
 
     def when_connected() -> Deferred[None]:
         """Fire when the link is up (at once if it is); fail if it can only come back by a person's action."""
+
+
+class IRemoteListener(Interface):
+    """A socket of the remote host that is listened on."""
+
+    over = Attribute("True when it has ended, by stopListening or with the link.")
+
+    def getHost() -> IAddress:
+        """Where it is, on the remote host."""
+
+    def stopListening() -> Deferred[None]:
+        """Accept no more connections; those that there are live on."""
 
 
 class IRemoteFiles(Interface):

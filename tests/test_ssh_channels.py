@@ -28,10 +28,10 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from rda.errors import ChannelRefused, CommandFailed, LinkDown
-from rda.ssh.channels import MAX_WINDOW, Connection, command, direct_tcp, streamlocal, subsystem
+from rda.ssh.channels import MAX_LISTENERS, MAX_WINDOW, Connection, command, direct_tcp, streamlocal, subsystem
 from rda.ssh.stream import LOCAL_PACKET, MIN_WINDOW, STDERR_TAIL
 from rda.ssh.transport import ClientTransport
-from tests.ssh_server import SERVER_WINDOW, Remote, SshInMemory, TrustAll, password_login
+from tests.ssh_server import SERVER_WINDOW, Remote, ServerChannel, SshInMemory, TrustAll, password_login
 
 
 class Script(Protocol):
@@ -295,6 +295,82 @@ class OpenTests(ChannelCase):
         asked = server.sendRequest(self.remote.channels[-1], b"keepalive@openssh.com", b"", wantReply=1)
         self.ssh.flush()
         self.failureResultOf(asked, ConchError)
+
+    def listen(self, grants=True):
+        """Listen on a socket of the remote host; returns the listener, what our ends are, and how to connect there."""
+        self.remote.answers_pings = grants
+        ours = []
+
+        def make():
+            ours.append(HalfClient())
+            return ours[-1]
+
+        listening = self.ssh.connection.listen("/run/x.sock", Factory.forProtocol(make))
+        self.ssh.flush()
+
+        def connect():
+            channel = ServerChannel(self.factory(HalfScript), conn=self.ssh.server.service)
+            channel.name = b"forwarded-streamlocal@openssh.com"
+            self.ssh.server.service.openChannel(channel, NS(b"/run/x.sock") + NS(b""))
+            self.ssh.flush()
+            return channel
+
+        return listening, ours, connect
+
+    def test_listening(self):
+        """Who connects to a socket that we listen on there is connected to us: both ways, each ending on its own."""
+        listening, ours, connect = self.listen()
+        listener = self.successResultOf(listening)
+        self.assertEqual(listener.getHost(), UNIXAddress(b"/run/x.sock"))
+        self.assertEqual(self.remote.global_requests[-1], b"streamlocal-forward@openssh.com")
+        connect()
+        self.ends[-1].transport.write(b"ping")
+        self.ends[-1].transport.loseWriteConnection()
+        self.ssh.flush()
+        self.assertEqual((bytes(ours[0].data), ours[0].events), (b"ping", ["data", "read end"]))
+        ours[0].transport.write(b"pong")
+        ours[0].transport.loseWriteConnection()
+        self.ssh.flush()
+        self.assertEqual(bytes(self.ends[-1].data), b"pong")
+        self.assertEqual(ours[0].events[-1], "lost")
+
+    def test_listening_ends(self):
+        """A listener that has ended takes no more connections."""
+        listening, ours, connect = self.listen()
+        listener = self.successResultOf(listening)
+        stopped = listener.stopListening()
+        self.ssh.flush()
+        self.successResultOf(stopped)
+        self.assertEqual(self.remote.global_requests[-1], b"cancel-streamlocal-forward@openssh.com")
+        connect()
+        self.assertEqual((ours, listener.over), ([], True))
+        self.successResultOf(listener.stopListening())
+
+    def test_listening_refused(self):
+        """A server that does not listen for us is an error that says which setting may forbid it."""
+        listening, ours, connect = self.listen(grants=False)
+        self.assertIn("AllowStreamLocalForwarding", str(self.failureResultOf(listening, ChannelRefused).value))
+        connect()
+        self.assertEqual(ours, [])
+
+    def test_listening_and_the_connection_is_lost(self):
+        """A listener ends with the SSH connection; one that is asked for on a lost connection fails."""
+        listening, _, _ = self.listen()
+        self.remote.deaf = True
+        waiting = self.ssh.connection.listen("/run/y.sock", Factory.forProtocol(Client))
+        self.ssh.lose()
+        self.assertTrue(self.successResultOf(listening).over)
+        self.failureResultOf(waiting, LinkDown)
+        self.failureResultOf(self.ssh.connection.listen("/run/z.sock", Factory.forProtocol(Client)), LinkDown)
+
+    def test_listeners_are_bounded(self):
+        """So many sockets, and no more."""
+        self.remote.answers_pings = True
+        for number in range(MAX_LISTENERS):
+            listening = self.ssh.connection.listen(f"/run/{number}", Factory.forProtocol(Client))
+            self.ssh.flush()
+            self.successResultOf(listening)
+        self.failureResultOf(self.ssh.connection.listen("/run/more", Factory.forProtocol(Client)), LinkDown)
 
     def test_no_log_lines(self):
         """A channel that is opened, used and closed leaves no line in the log."""

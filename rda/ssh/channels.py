@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from twisted.conch.ssh import connection as conch
 from twisted.conch.ssh.common import NS, getNS
 from twisted.internet.address import HostnameAddress, UNIXAddress
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import NoProtocol
 from twisted.internet.interfaces import (
+    IAddress,
     IProtocol,
     IProtocolFactory,
     IStreamClientEndpoint,
@@ -23,7 +24,8 @@ from twisted.internet.interfaces import (
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from rda.errors import LinkDown
+from rda.errors import ChannelRefused, LinkDown
+from rda.interfaces import IRemoteListener
 from rda.ssh.stream import StreamChannel
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ __all__ = [
     "MSG_CHANNEL_DATA",
     "ChannelEndpoint",
     "Connection",
+    "RemoteListener",
     "StreamChannel",
     "command",
     "direct_tcp",
@@ -47,8 +50,11 @@ MSG_CHANNEL_DATA = 94
 #: the processor's cache).
 MAX_WINDOW = 4 << 20
 
-#: Questions to the server that wait for an answer (they are pings); more would mean that nobody looks at the answers.
-MAX_PINGS = 16
+#: Questions to the server that wait for an answer (pings mostly); more would mean that nobody looks at the answers.
+MAX_QUESTIONS = 16
+
+#: Sockets of the remote host that one connection listens on: each exposed port is one.
+MAX_LISTENERS = 64
 
 _UINT32 = struct.Struct(">L")
 _UINT32_X2 = struct.Struct(">2L")
@@ -78,7 +84,8 @@ class Connection(conch.SSHConnection):
         self.sinks: dict[int, StreamChannel] = {}
         self.round_trip: float | None = None
         self._waiting: dict[StreamChannel, None] = {}
-        self._pings: deque[tuple[Deferred[float], float]] = deque()
+        self._questions: deque[tuple[Deferred[tuple[bool, float]], float]] = deque()
+        self._listeners: dict[bytes, RemoteListener] = {}
         self.closed = True  # until it is started
 
     # -- life
@@ -96,29 +103,78 @@ class Connection(conch.SSHConnection):
         self._waiting.clear()
         for channel in channels.values():
             channel.connection_gone(reason)
-        while self._pings:
-            self._pings.popleft()[0].errback(reason)
+        listeners, self._listeners = self._listeners, {}
+        for listener in listeners.values():
+            listener.over = True
+        while self._questions:
+            asked = self._questions.popleft()[0]
+            if not asked.called:
+                asked.errback(reason)
 
     def ping(self) -> Deferred[float]:
         """Ask for a sign of life; see :meth:`rda.ssh.transport.ClientTransport.ping`."""
+        return self._ask(NS(b"keepalive@openssh.com") + b"\1").addCallback(lambda answer: answer[1])
+
+    def _ask(self, request: bytes) -> Deferred[tuple[bool, float]]:
+        """Make a global request (RFC 4254, section 4); fires with whether it was granted, and the seconds it took."""
         if self.closed or self.transport is None:
             return fail(LinkDown("The SSH connection is closed."))
-        if len(self._pings) >= MAX_PINGS:
+        if len(self._questions) >= MAX_QUESTIONS:
             return fail(LinkDown("The SSH server does not answer."))
-        answered: Deferred[float] = Deferred()
-        self._pings.append((answered, self.transport.clock.seconds()))
-        self.transport.sendPacket(conch.MSG_GLOBAL_REQUEST, NS(b"keepalive@openssh.com") + b"\1")
+        answered: Deferred[tuple[bool, float]] = Deferred()
+        self._questions.append((answered, self.transport.clock.seconds()))
+        self.transport.sendPacket(conch.MSG_GLOBAL_REQUEST, request)
         return answered
 
-    def _answered(self, packet: bytes) -> None:
+    def _answered(self, granted: bool) -> None:
         # Answers come in the order of the questions (RFC 4254, section 4), and an IndexError here is the peer's fault.
-        answered, asked = self._pings.popleft()
+        answered, asked = self._questions.popleft()
         seconds = self.transport.clock.seconds() - asked
         self.note_round_trip(seconds)
         if not answered.called:
-            answered.callback(seconds)
+            answered.callback((granted, seconds))
 
-    ssh_REQUEST_SUCCESS = ssh_REQUEST_FAILURE = _answered
+    def ssh_REQUEST_SUCCESS(self, packet: bytes) -> None:
+        """The oldest question is answered with yes."""
+        self._answered(True)
+
+    def ssh_REQUEST_FAILURE(self, packet: bytes) -> None:
+        """The oldest question is answered with no; of a ping, that is an answer too."""
+        self._answered(False)
+
+    def listen(self, path: str, factory: IProtocolFactory) -> Deferred[IRemoteListener]:
+        """Listen on a UNIX-domain socket of the remote host (OpenSSH's PROTOCOL, section 2.4).
+
+        :param path: absolute, and nothing is there yet.
+        :param factory: makes the protocol of each connection; None from it refuses that connection.
+        :returns: fails with :class:`ChannelRefused` when the server does not do it. The listener ends with the SSH
+            connection.
+        """
+        if len(self._listeners) >= MAX_LISTENERS:
+            return fail(LinkDown(f"More than {MAX_LISTENERS} sockets of the remote host are listened on."))
+        name = path.encode()
+        listener = RemoteListener(self, name, factory)
+        self._listeners[name] = listener  # connections may come before the answer is read
+
+        def answered(answer: tuple[bool, float]) -> IRemoteListener:
+            if not answer[0]:
+                self._listeners.pop(name, None)
+                raise ChannelRefused(
+                    f"The SSH server does not listen on the socket {path} for us. Its AllowStreamLocalForwarding or "
+                    "DisableForwarding may forbid it.",
+                    conch.OPEN_ADMINISTRATIVELY_PROHIBITED,
+                )
+            return listener
+
+        return self._ask(NS(b"streamlocal-forward@openssh.com") + b"\1" + NS(name)).addCallback(answered)
+
+    def stop_listening(self, listener: RemoteListener) -> Deferred[None]:
+        """End a listener; its connections live on. Fires when the server has said so, or is gone."""
+        if self._listeners.pop(listener.name, None) is None:
+            return succeed(None)
+        listener.over = True
+        request = NS(b"cancel-streamlocal-forward@openssh.com") + b"\1" + NS(listener.name)
+        return self._ask(request).addBoth(lambda _: None)
 
     def note_round_trip(self, seconds: float) -> None:
         """Remember how long an answer took, if it is the fastest so far."""
@@ -129,13 +185,16 @@ class Connection(conch.SSHConnection):
 
     def open(self, channel: StreamChannel, extra: bytes) -> None:
         """Ask the server for a channel."""
-        number = self.localChannelID
-        self.localChannelID += 1
-        channel.local_id = number
-        channel.conn = self
-        self.channels[number] = channel
-        head = _UINT32_X3.pack(number, channel.localWindowSize, channel.localMaxPacket)
+        self._number(channel)
+        head = _UINT32_X3.pack(channel.local_id, channel.localWindowSize, channel.localMaxPacket)
         self.transport.sendPacket(conch.MSG_CHANNEL_OPEN, NS(channel.name) + head + extra)
+
+    def _number(self, channel: StreamChannel) -> None:
+        """Give a channel our number of it."""
+        channel.local_id = self.localChannelID
+        self.localChannelID += 1
+        channel.conn = self
+        self.channels[channel.local_id] = channel
 
     def wait_to_send(self, channel: StreamChannel) -> None:
         """Call the channel's ``pump`` when the transport may send again."""
@@ -177,11 +236,28 @@ class Connection(conch.SSHConnection):
             self.transport.sendPacket(conch.MSG_REQUEST_FAILURE, b"")
 
     def ssh_CHANNEL_OPEN(self, packet: bytes) -> None:
-        """The server may not open channels to us: nothing was asked for that would need one."""
-        _, rest = getNS(packet)
-        sender, _, _ = _UINT32_X3.unpack_from(rest)
+        """The server opens a channel to us: only for a socket that it was asked to listen on."""
+        kind, rest = getNS(packet)
+        sender, window, size = _UINT32_X3.unpack_from(rest)
+        if kind == b"forwarded-streamlocal@openssh.com":
+            path, _ = getNS(rest[12:])
+            listener = self._listeners.get(path)
+            protocol = None if listener is None else listener.factory.buildProtocol(listener.getHost())
+            if protocol is not None and size:
+                self._accept(protocol, path, (sender, window, size))
+                return
         refusal = _UINT32_X2.pack(sender, conch.OPEN_ADMINISTRATIVELY_PROHIBITED) + NS(b"not asked for") + NS(b"")
         self.transport.sendPacket(conch.MSG_CHANNEL_OPEN_FAILURE, refusal)
+
+    def _accept(self, protocol: IProtocol, path: bytes, remote: tuple[int, int, int]) -> None:
+        """Confirm a channel that the server opens, and make it the transport of a protocol."""
+        shown = path.decode("utf-8", "replace")
+        channel = StreamChannel(b"forwarded-streamlocal@openssh.com", f"a connection to {shown}", UNIXAddress(path))
+        self._number(channel)
+        head = _UINT32_X4.pack(remote[0], channel.local_id, channel.localWindowSize, channel.localMaxPacket)
+        self.transport.sendPacket(conch.MSG_CHANNEL_OPEN_CONFIRMATION, head)
+        channel.accepted(*remote)
+        channel.attach(protocol)
 
     def ssh_CHANNEL_OPEN_CONFIRMATION(self, packet: bytes) -> None:
         """A channel is open."""
@@ -259,6 +335,29 @@ class Connection(conch.SSHConnection):
     def ssh_CHANNEL_FAILURE(self, packet: bytes) -> None:
         """What was asked of a channel is refused."""
         self._opened(packet).request_answered(False)
+
+
+@implementer(IRemoteListener)
+class RemoteListener:
+    """A socket of the remote host that is listened on.
+
+    :ivar name: its path.
+    :ivar over: it has ended, by :meth:`stopListening` or with the SSH connection.
+    """
+
+    def __init__(self, connection: Connection, name: bytes, factory: IProtocolFactory) -> None:
+        self._connection = connection
+        self.name = name
+        self.factory = factory
+        self.over = False
+
+    def getHost(self) -> IAddress:
+        """Where it is, on the remote host."""
+        return UNIXAddress(self.name)
+
+    def stopListening(self) -> Deferred[None]:
+        """Accept no more connections; those that there are live on."""
+        return self._connection.stop_listening(self)
 
 
 @implementer(IStreamClientEndpoint)

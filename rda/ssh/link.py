@@ -28,7 +28,7 @@ from zope.interface import implementer
 
 from rda.config import Remote
 from rda.errors import ConfigError, LoginFailed
-from rda.interfaces import IRemoteFiles, IRemoteHost
+from rda.interfaces import IRemoteFiles, IRemoteHost, IRemoteListener
 from rda.ssh.askpass import passphrase_asker
 from rda.ssh.channels import Connection, command, direct_tcp, streamlocal, subsystem
 from rda.ssh.connect import Connector
@@ -135,6 +135,14 @@ class Link(Service):
     def command(self, line: bytes) -> IStreamClientEndpoint:
         """A command run by the remote user's shell; a constant of ours, see :class:`rda.interfaces.IRemoteHost`."""
         return _Endpoint(lambda factory: self._pool.connect(lambda connection: command(connection, line), factory))
+
+    def listen(self, path: str, factory: IProtocolFactory) -> Deferred[IRemoteListener]:
+        """Listen on a UNIX-domain socket of the remote host; see :class:`rda.interfaces.IRemoteHost`."""
+
+        async def listen(connection: Connection) -> IRemoteListener:
+            return await connection.listen(path, factory)
+
+        return Deferred.fromCoroutine(self._main.attempt(listen))
 
     def files(self) -> Deferred[IRemoteFiles]:
         """The remote host's file system, over one SFTP channel that all share; a lost one is replaced."""

@@ -151,13 +151,8 @@ class StreamChannel(SSHChannel):
 
     def confirmed(self, remote: int, window: int, size: int) -> None:
         """The server opened the channel: use it, or ask for the command first."""
-        self.open = True
-        self.remote_id = remote
-        self.remoteWindowLeft = window
-        self.remoteMaxPacket = size
-        now = self._clock.seconds()
-        self.conn.note_round_trip(now - self._asked)
-        self._round_start = now
+        self._opened_as(remote, window, size)
+        self.conn.note_round_trip(self._round_start - self._asked)
         if self._abandoned:
             self._send_close()
             return
@@ -168,6 +163,19 @@ class StreamChannel(SSHChannel):
         name, data = self._request
         message = _UINT32.pack(remote) + NS(name) + b"\1" + data
         self.conn.transport.sendPacket(conch.MSG_CHANNEL_REQUEST, message)
+
+    def accepted(self, remote: int, window: int, size: int) -> None:
+        """We accept a channel that the server opens; parameters as in :meth:`confirmed`."""
+        self._opened_as(remote, window, size)
+        self.conn.sinks[self.local_id] = self
+        self.opened.callback(self)
+
+    def _opened_as(self, remote: int, window: int, size: int) -> None:
+        self.open = True
+        self.remote_id = remote
+        self.remoteWindowLeft = window
+        self.remoteMaxPacket = size
+        self._round_start = self._clock.seconds()
 
     def request_answered(self, done: bool) -> None:
         """The server has started the command, or refuses it."""
