@@ -17,7 +17,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("containers",),
     ("reconciler",),
     ("api", "forwards", "splice", "udp", "sync", "proxy", "ssh"),
-    ("docker", "policy", "config", "status", "interfaces", "sockets", "flow"),
+    ("docker", "policy", "config", "status", "interfaces", "sockets", "flow", "peers"),
+    ("callers",),
     ("errors",),
     ("",),
 )
@@ -28,6 +29,7 @@ STRANGERS = ("forwards", "sync", "proxy", "ssh", "api")
 #: Pure modules: nothing of twisted, no clock, file or thread.
 PURE = (
     "errors.py",
+    "callers.py",
     "config.py",
     "status.py",
     "docker/*.py",

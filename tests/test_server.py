@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+from dataclasses import replace
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +16,10 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IRequest
 from twisted.web.resource import Resource
 
+from rda.callers import Caller, Proof
+from rda.docker.routes import Call
+from rda.errors import Refused
+from rda.proxy.callers import Visitor
 from rda.proxy.limits import Limits
 from tests.memory_network import Peer
 from tests.relay_case import GET, OK, RelayCase, answer, post
@@ -346,16 +352,66 @@ class KeepAliveTests(RelayCase):
                     self.assertEqual(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 60)
 
 
-class PeerGuardTests(RelayCase):
-    site_options = {"peer_guard": lambda transport: f"{transport.getPeer().host} is not welcome"}
+def unwelcome(transport: Any) -> Visitor:
+    return Visitor(Refused(f"{transport.getPeer().host} is not welcome"))
+
+
+class UnwelcomeTests(RelayCase):
+    site_options = {"identify": unwelcome}
+    limits = replace(Limits(), refusals=2)
 
     def test_refused_peers(self) -> None:
-        """A peer that is not welcome is told why, whatever it sends, and has no part in anything."""
+        """A peer that is not welcome is told why, whatever it asks, and has no part in anything."""
         client = self.client(GET)
         self.assert_error(client, 403, "127.0.0.1 is not welcome")
         self.assertEqual((self.site.connections, self.daemon.peers), (0, []))
+        self.assertTrue(client.closed_cleanly)
+
+    def test_the_refusal_answers_something(self) -> None:
+        """Nothing is said before there is a request, which it then answers; nor is one waited for for ever."""
+        client = self.client()
+        self.assertEqual(client.received, b"")
+        self.advance(self.limits.head_seconds)
+        self.assertTrue(client.closed_cleanly)
+
+    def test_a_large_head(self) -> None:
+        """Little is read of a peer that is not welcome."""
+        client = self.client(b"GET /_ping HTTP/1.1\r\nX: " + b"x" * (self.limits.refused_head + 1))
+        self.assert_error(client, 431)
         self.advance(self.limits.linger_seconds)
-        self.assertIsNotNone(client.lost)
+
+    def test_a_body(self) -> None:
+        """A refused peer that sends a body reads the refusal."""
+        client = self.client(b"POST /build HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nxxx")
+        self.assert_error(client, 403, "not welcome")
+        self.advance(self.limits.linger_seconds)
+        self.assertTrue(client.closed_cleanly)
+
+    def test_few_at_a_time(self) -> None:
+        """Only a few of them are listened to at a time."""
+        waiting = [self.client(), self.client()]
+        self.assertIsNone(self.site.buildProtocol(None))
+        for client in waiting:
+            client.transport.abortConnection()
+        self.pump()
+        self.assertIsNotNone(self.site.buildProtocol(None))
+
+
+class CallerTests(RelayCase):
+    site_options = {"identify": lambda transport: Visitor(Caller("alice", Proof.SOCKET, 1000))}
+
+    def test_calls_carry_their_caller(self) -> None:
+        """Whoever decides about a call sees who makes it."""
+        seen: list[Call] = []
+        outgoing = self.rewriter.outgoing
+
+        def look(call: Call, body: Any) -> Any:
+            seen.append(call)
+            return outgoing(call, body)
+
+        self.rewriter.outgoing = look  # type: ignore[method-assign]
+        self.client(post(b"/containers/create", b"{}"))
+        self.assertEqual([call.caller.user for call in seen], ["alice"])
 
 
 class Page(Resource):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from urllib.parse import quote, unquote_to_bytes
 
+from rda.callers import UNPROVED, Caller
 from rda.errors import BadRequest
 
 __all__ = ["RELAYED", "ROUTES", "Answer", "Call", "Outgoing", "RequestBody", "Route", "match", "target"]
@@ -66,6 +67,7 @@ class Call:
     :ivar ref: the name or id in the path, or None.
     :ivar verbatim: the target as it came, where it may be sent on as it is: its path is normal already, and nothing
         was decided by its query. Else None.
+    :ivar caller: who makes it.
     """
 
     route: Route
@@ -75,6 +77,7 @@ class Call:
     query: tuple[tuple[str, str], ...] = ()
     ref: str | None = None
     verbatim: bytes | None = field(default=None, compare=False)
+    caller: Caller = field(default=UNPROVED, compare=False)
 
 
 @dataclass(frozen=True)
@@ -163,11 +166,12 @@ def _compiled(route: Route) -> re.Pattern[str]:
 _TABLE = tuple((route, _compiled(route)) for route in ROUTES)
 
 
-def match(method: bytes, target: bytes) -> Call:
+def match(method: bytes, target: bytes, caller: Caller = UNPROVED) -> Call:
     """Say what a request is.
 
     :param method: as it came; methods are case-sensitive.
     :param target: the request target as it came, in origin form (RFC 9112, section 3.2.1).
+    :param caller: who makes it.
     :raises BadRequest: the target has no normal form, or its API version is not one.
     """
     if not target.startswith(b"/"):
@@ -180,7 +184,7 @@ def match(method: bytes, target: bytes) -> Call:
     route, ref = _look_up(method, path)
     query = _parse_query(raw_query)
     verbatim = target if _may_be_verbatim(route) and _quoted(whole) == raw_path else None
-    return Call(route, method, path, version, query, ref, verbatim)
+    return Call(route, method, path, version, query, ref, verbatim, caller)
 
 
 def target(call: Call, outgoing: Outgoing | None = None) -> bytes:

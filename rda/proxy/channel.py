@@ -31,6 +31,7 @@ from zope.interface import implementer
 
 from rda.errors import BadRequest, BodyTooLarge, HeadTooLarge, RdaError, RequestTimeout
 from rda.proxy import tls
+from rda.proxy.callers import Visitor
 from rda.proxy.limits import Limits
 from rda.proxy.relay import Exchange
 from rda.proxy.tunnel import Tunnel, hung_up
@@ -114,6 +115,7 @@ class DockerChannel(http.HTTPChannel):
 
     site: DockerSite
     transport: Any
+    visitor: Visitor
     _log = Logger()
 
     _phase = _Phase.IDLE
@@ -125,7 +127,10 @@ class DockerChannel(http.HTTPChannel):
     # ------------------------------------------------------------------------------------------------- connection
 
     def connectionMade(self) -> None:
-        """Take a client, or tell it why not."""
+        """Take a client, or tell it why not.
+
+        One that nobody may use gets a small head's worth of attention: its first request is answered with the reason.
+        """
         super().connectionMade()
         self._host = self.transport.getHost()
         _watch_peer(self.transport, self.site.limits)
@@ -136,11 +141,14 @@ class DockerChannel(http.HTTPChannel):
         self.maxHeaders = limits.header_count
         self._optimisticEagerReadSize = limits.pipelined
         refusal = self.site.opened(self)
-        if refusal is None:
-            self._wait(limits.idle_seconds, self._idle_over)
-        else:
+        if refusal is not None:
             self.transport.write(error_answer(refusal))
             self.linger()
+        elif self.visitor.hopeless:
+            self.MAX_LENGTH = self.totalHeadersSize = min(limits.head, limits.refused_head)
+            self._wait(limits.head_seconds, self._idle_over)
+        else:
+            self._wait(limits.idle_seconds, self._idle_over)
 
     def getHost(self) -> Any:
         """Return the address at which the client came in, without asking the kernel for each request."""

@@ -21,7 +21,8 @@ class Limits:
         Twisted's default.
     :ivar own_body: the body of a request to rda itself.
     :ivar connections: open client connections of one site.
-    :ivar refusals: connections over the limit that are still being told so.
+    :ivar refusals: connections over the limit, or of peers that are not allowed, that are still being told so.
+    :ivar refused_head: a request head of a peer that is not allowed; it is read to be answered. Twisted's default.
     :ivar idle_upstreams: daemon connections kept open for the next request.
     :ivar head_seconds: from the first byte of a request head to its last (slowloris).
     :ivar idle_seconds: a connection without a request. Go clients close theirs after 90 seconds.
@@ -43,6 +44,7 @@ class Limits:
     own_body: int = 64 << 10
     connections: int = 4096
     refusals: int = 64
+    refused_head: int = 16 << 10
     idle_upstreams: int = 4
     head_seconds: float = 30.0
     idle_seconds: float = 900.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any
 
 from twisted.internet.address import UNIXAddress
@@ -13,9 +14,11 @@ from twisted.web import server
 from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
 
+from rda.callers import Caller
 from rda.docker import routes
-from rda.errors import RdaError, Refused
+from rda.errors import RdaError
 from rda.interfaces import ICallRewriter
+from rda.proxy.callers import Visitor, anybody
 from rda.proxy.channel import DockerChannel, DockerRequest
 from rda.proxy.counters import Counters
 from rda.proxy.guard import check_framing, check_origin
@@ -53,13 +56,16 @@ class ProxyResource(Resource):
         self._clock = clock
         self._counters = counters
 
-    def exchange(self, request: DockerRequest, head: RequestHead, ended: Callable[[], None]) -> Exchange | None:
+    def exchange(
+        self, request: DockerRequest, head: RequestHead, caller: Caller, ended: Callable[[], None]
+    ) -> Exchange | None:
         """Decide what happens to a request; None for rda's own.
 
+        :param caller: who makes it.
         :param ended: called when the exchange is over.
         :raises RdaError: it is not to be relayed.
         """
-        call = routes.match(head.method, head.target)
+        call = routes.match(head.method, head.target, caller)
         if call.path == OWN_PREFIX or call.path.startswith(OWN_PREFIX + "/"):
             return None
         return Exchange(request, head, call, self.pool, self._rewriter, self._clock, self._counters, ended)
@@ -83,7 +89,7 @@ class DockerSite(server.Site):
     :param clock: for timeouts.
     :param hosts: names in lower case (addresses as in URLs) that clients may use for a TCP listener, besides
         ``localhost``, 127.0.0.1, ::1 and the address they connected to.
-    :param peer_guard: given a new connection's transport, says why it is refused, or None.
+    :param identify: given a new connection's transport, says who that is; every call then carries its caller.
     :param own: what is served under ``/_rda/``.
     :ivar counters: what has been done so far.
     :ivar draining: no new requests are taken.
@@ -100,7 +106,7 @@ class DockerSite(server.Site):
         clock: Any,
         limits: Limits = Limits(),  # noqa: B008 (frozen)
         hosts: Collection[str] = (),
-        peer_guard: Callable[[Any], str | None] | None = None,
+        identify: Callable[[Any], Visitor] = anybody,
         own: IResource | None = None,
     ) -> None:
         self.counters = Counters()
@@ -108,7 +114,7 @@ class DockerSite(server.Site):
         self.clock: IReactorTime = clock
         self.draining = False
         self._hosts = frozenset(name.lower() for name in hosts)
-        self._peer_guard = peer_guard
+        self._identify = identify
         self._channels: set[DockerChannel] = set()
         self._refused: set[DockerChannel] = set()
         self._drained: list[Deferred[None]] = []
@@ -147,22 +153,22 @@ class DockerSite(server.Site):
     # ---------------------------------------------------------------------------------------------- called by channels
 
     def opened(self, channel: DockerChannel) -> RdaError | None:
-        """Count a new connection; return why it cannot stay."""
-        refusal = self._refusal(channel.transport)
-        if refusal is not None:
+        """Count a new connection and ask who it is; return why it cannot stay.
+
+        One that nobody may use stays for one request, so that the refusal is the answer to something.
+        """
+        if len(self._channels) >= self.limits.connections:
             self.counters.refused += 1
             self._refused.add(channel)
-            return refusal
+            return Busy(f"there are {self.limits.connections} connections already; close some, or raise the limit")
+        channel.visitor = self._identify(channel.transport)
+        if channel.visitor.hopeless:
+            self._refused.add(channel)
+            return None
         self._channels.add(channel)
         if self._reaper is None:
             self._reaper = self.clock.callLater(self.limits.reap_seconds, self._reap)
         return None
-
-    def _refusal(self, transport: Any) -> RdaError | None:
-        if len(self._channels) >= self.limits.connections:
-            return Busy(f"there are {self.limits.connections} connections already; close some, or raise the limit")
-        reason = self._peer_guard(transport) if self._peer_guard is not None else None
-        return None if reason is None else Refused(reason)
 
     def closed(self, channel: DockerChannel) -> None:
         """Count a connection that is gone."""
@@ -181,14 +187,24 @@ class DockerSite(server.Site):
         """
         self.counters.requests += 1
         try:
+            caller, head = self._admit(request, head)
             self._check(request.channel.getHost(), head)
-            exchange = self.proxy.exchange(request, head, self._exchange_ended)
+            exchange = self.proxy.exchange(request, head, caller, self._exchange_ended)
         except RdaError:
             self.counters.refused += 1
             raise
         if exchange is not None:
             self.counters.active += 1
         return exchange
+
+    def _admit(self, request: DockerRequest, head: RequestHead) -> tuple[Caller, RequestHead]:
+        """Say who makes a request, and take out of its head what only proves that."""
+        try:
+            caller, fields = request.channel.visitor.identify(head.fields)
+        except RdaError:
+            request.will_close()
+            raise
+        return caller, head if fields is head.fields else replace(head, fields=tuple(fields))
 
     def _check(self, address: IAddress, head: RequestHead) -> None:
         local = getattr(address, "host", None)
@@ -210,7 +226,7 @@ class DockerSite(server.Site):
         """
         self.draining = True
         self.proxy.pool.close()
-        for channel in list(self._channels):
+        for channel in [*self._channels, *self._refused]:
             channel.close_if_idle()
         if not self._channels:
             return succeed(None)
