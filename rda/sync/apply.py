@@ -394,7 +394,7 @@ class Apply:
             if await self._publish_directory(top, names[top]):
                 for path, entry in inside[top]:
                     done.add(path)
-                    if entry.kind == Kind.FILE:
+                    if path in sent:
                         self._sent(path, sent[path])
                     else:
                         self._done(path, entry)
@@ -402,7 +402,7 @@ class Apply:
         async def publish_loose(path: bytes) -> None:
             done.add(path)
             put, temporary = loose[path]
-            result = sent[path]
+            result = sent.get(path, bulk.Sent(put.entry, True, None))
             if isinstance(result, bulk.Sent):
                 await self._settle_or_fail(put, Staged(temporary, result.entry, result.steady, result.digest))
             else:
@@ -459,7 +459,7 @@ class Apply:
 
     async def _put_batch(self, puts: Sequence[Put]) -> None:
         self._progress.check()
-        loaded = await self._in_thread(content.load_all, self._root, [put.path for put in puts], SMALL)
+        loaded = await self._in_thread(content.load_all, self._root, [(put.path, put.entry) for put in puts], SMALL)
         await each(zip(puts, loaded, strict=True), len(puts), self._put_small)
 
     async def _put_small(self, item: tuple[Put, content.Loaded | content.Unreadable | None]) -> None:

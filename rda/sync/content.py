@@ -8,7 +8,7 @@ import os
 import stat
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -42,8 +42,7 @@ class Unreadable(Exception):
     """A local file cannot be read; the message says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(NamedTuple):
     """One small file's content.
 
     :ivar entry: of the version that was read.
@@ -51,17 +50,18 @@ class Loaded:
     :ivar digest: of the content, where the times cannot be trusted to show the next change (see :data:`RACY_NS`).
     """
 
-    path: bytes
     data: bytes
     entry: Entry
     steady: bool
     digest: bytes | None
 
 
-def load(root: bytes, path: bytes, limit: int) -> Loaded | Unreadable | None:
+def load(root: bytes, path: bytes, limit: int, planned: Entry | None = None) -> Loaded | Unreadable | None:
     """Read one file whole.
 
     :param limit: bytes; a file that has grown beyond it is not read to its end, and is not ``steady``.
+    :param planned: what a scan found: a file that still is that after it was read was the same all the time, and needs
+        no look beforehand.
     :return: None when it is not there any more (or is no regular file any more: the next look will tell).
     """
     try:
@@ -72,31 +72,53 @@ def load(root: bytes, path: bytes, limit: int) -> Loaded | Unreadable | None:
         return None if error.errno == errno.ELOOP else Unreadable(f"cannot be read: {error.strerror}")
     try:
         started = time.time_ns()
-        before = os.fstat(descriptor)
-        if not stat.S_ISREG(before.st_mode):
-            return None
-        size = before.st_size
-        # One read: that of a regular file is short only at its end. Each call here gives up and takes back the GIL.
-        data = os.read(descriptor, min(size, limit) + 1)
-        after = os.fstat(descriptor)
+        if planned is not None and planned.size <= limit:
+            # One read: that of a regular file is short only at its end. Each call here gives up and takes back the GIL.
+            data = os.read(descriptor, planned.size + 1)
+            after = os.fstat(descriptor)
+            if len(data) == planned.size and is_still(planned, after):
+                return Loaded(data, planned, True, _digest_if_racy(data, planned, started))
+        return _load_slowly(descriptor, limit, started)
+    except BlockingIOError:  # it is a named pipe by now
+        return None
     except OSError as error:
         return Unreadable(f"cannot be read: {error.strerror}")
     finally:
         os.close(descriptor)
-    entry = entry_of_file(before)
-    steady = (
-        len(data) == size
-        and (after.st_size, after.st_mtime_ns, after.st_ctime_ns) == (size, entry.mtime_ns, entry.ctime_ns)
-    )  # fmt: skip
+
+
+def _load_slowly(descriptor: int, limit: int, started: int) -> Loaded | None:
+    """Read a file that is not what was expected: look before and after."""
+    before = os.fstat(descriptor)
+    if not stat.S_ISREG(before.st_mode):
+        return None
+    entry, size = entry_of_file(before), before.st_size
+    data = os.pread(descriptor, min(size, limit) + 1, 0)
+    steady = len(data) == size and is_still(entry, os.fstat(descriptor))
     if len(data) != size:
         data = data[:size]
         entry = entry._replace(size=len(data))
-    return Loaded(path, data, entry, steady, fingerprint(block_digests(data)) if racy(entry, started) else None)
+    return Loaded(data, entry, steady, _digest_if_racy(data, entry, started))
 
 
-def load_all(root: bytes, paths: Sequence[bytes], limit: int) -> list[Loaded | Unreadable | None]:
-    """Read several small files: one visit to the thread pool for all of them."""
-    return [load(root, path, limit) for path in paths]
+def _digest_if_racy(data: bytes, entry: Entry, started: int) -> bytes | None:
+    return fingerprint(block_digests(data)) if racy(entry, started) else None
+
+
+def is_still(entry: Entry, found: os.stat_result) -> bool:
+    """Whether a file is still the version that ``entry`` was taken of."""
+    return (
+        found.st_mtime_ns == entry.mtime_ns
+        and found.st_ctime_ns == entry.ctime_ns
+        and found.st_size == entry.size
+        and found.st_ino == entry.inode
+        and found.st_mode == stat.S_IFREG | entry.mode
+    )
+
+
+def load_all(root: bytes, files: Sequence[tuple[bytes, Entry]], limit: int) -> list[Loaded | Unreadable | None]:
+    """Read several small files, as a scan found them: one visit to the thread pool for all of them."""
+    return [load(root, path, limit, entry) for path, entry in files]
 
 
 def racy(entry: Entry, read_at: int) -> bool:
@@ -181,7 +203,7 @@ def read_piece(descriptor: int, offset: int, length: int) -> bytes:
 
 def unchanged(descriptor: int, entry: Entry) -> bool:
     """Whether an open file still is the version that ``entry`` was taken of."""
-    return entry_of_file(os.fstat(descriptor)) == entry
+    return is_still(entry, os.fstat(descriptor))
 
 
 def now() -> int:

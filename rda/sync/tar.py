@@ -17,11 +17,12 @@ _SIZE_LIMIT = 1 << 33  # eleven octal digits
 FILE, SYMLINK, DIRECTORY = b"0", b"2", b"5"
 _LONG_NAME, _LONG_TARGET = b"L", b"K"
 
-# After the checksum and type: link name, magic and version, user and group names, device numbers, prefix.
+# Owner and group: whoever unpacks. After the link's target: magic and version; no names, devices, prefix.
 _IDS = b"0000000\0" * 2
-_MAGIC = b"ustar  \0"
-_REST = bytes(BLOCK - 265)
-_BLANK_CHECKSUM = b" " * 8
+_REST = b"ustar  \0" + bytes(BLOCK - 265)
+
+#: The sum of what is the same in all headers: the checksum counts itself as eight spaces.
+_FIXED_SUM = sum(_REST) + sum(b" " * 8)
 
 
 def member(name: bytes, kind: bytes, mode: int, size: int, mtime: int, target: bytes = b"") -> bytes:
@@ -52,13 +53,9 @@ def _long(kind: bytes, value: bytes) -> bytes:
 
 
 def _header(name: bytes, kind: bytes, mode: int, size: int, mtime: int, target: bytes) -> bytes:
-    start = b"%s%07o\0%s%011o\0%011o\0" % (
-        name[:_NAME_LIMIT].ljust(_NAME_LIMIT, b"\0"),
-        mode,
-        _IDS,
-        size,
-        min(mtime, 0o77777777777),
-    )
-    end = kind + target[:_NAME_LIMIT].ljust(_NAME_LIMIT, b"\0") + _MAGIC + _REST
-    checksum = sum(start) + sum(_BLANK_CHECKSUM) + sum(end)
-    return b"%s%06o\0 %s" % (start, checksum, end)
+    name, target = name[:_NAME_LIMIT], target[:_NAME_LIMIT]
+    numbers = b"%07o\0%b%011o\0%011o\0" % (mode, _IDS, size, min(mtime, 0o77777777777))
+    checksum = sum(name) + sum(numbers) + sum(kind) + sum(target) + _FIXED_SUM
+    return b"%b%b%06o\0 %b%b%b" % (
+        name.ljust(_NAME_LIMIT, b"\0"), numbers, checksum, kind, target.ljust(_NAME_LIMIT, b"\0"), _REST,
+    )  # fmt: skip
