@@ -410,6 +410,15 @@ class SendTests(ChannelCase):
         self.ssh.flush()
         self.assertIsInstance(self.reason(ours), ConnectionDone)
 
+    def test_a_server_that_takes_huge_packets(self):
+        """Packets are never longer than what every implementation takes, whatever the server would take."""
+        ours, theirs = self.open()
+        ours.transport.remoteMaxPacket = 0xFFFF_FFFF
+        data = bytes(range(256)) * 4096
+        ours.transport.write(data)
+        self.ssh.flush()
+        self.assertEqual(theirs.data, data)
+
     def test_push_producer(self):
         """A push producer is paused while its data waits, and resumed when it has been sent."""
         ours, theirs = self.open()

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from rda.ssh import ciphers
-from rda.ssh.packets import MAX_PACKET, MAX_PAYLOAD, SEQUENCE_MASK, MalformedPacket, PacketReader, PacketWriter
+from rda.ssh.packets import (
+    MAX_PACKET,
+    MAX_PAYLOAD,
+    MAX_RUN_PIECE,
+    SEQUENCE_MASK,
+    MalformedPacket,
+    PacketReader,
+    PacketWriter,
+)
 
 #: Every protection there is: authenticated ciphers, and CTR with each MAC.
 PROTECTIONS = [(name, b"") for name, spec in ciphers.CIPHERS.items() if spec.make is not None] + [
@@ -110,6 +118,34 @@ class RoundTripTests(SynchronousTestCase):
         self.assertLess(writer.pending, 2000)
         reader.feed(bytes(writer.take()))
         self.assertEqual(read_all(reader), [b"\x5e" + b"abcd" * 5000] * 3)
+
+    @settings(max_examples=25, deadline=None)
+    @given(
+        st.sampled_from([(b"", b""), *PROTECTIONS]),
+        st.integers(1, 400_000),
+        st.sampled_from([1000, 32_759, MAX_RUN_PIECE]),
+        st.booleans(),
+    )
+    def test_runs(self, protection, size, piece, compressed):
+        """A run is one message for each piece, none longer than asked for, and stops when the writer is full."""
+        writer, reader = pair(*protection)
+        writer.compressed(compressed)
+        reader.compressed(compressed)
+        data = bytes(range(251)) * (size // 251 + 1)
+        found, position = [], 0
+        while position < size:
+            taken = writer.put_run(b"head", memoryview(data)[position:size], piece)
+            self.assertTrue(position + taken == size or writer.full)
+            position += taken
+            reader.feed(bytes(writer.take()))
+            found += read_all(reader)
+        self.assertEqual({message[:4] for message in found}, {b"head"})
+        self.assertEqual([int.from_bytes(message[4:8], "big") for message in found], [len(m) - 8 for m in found])
+        self.assertLessEqual(max(len(message) for message in found), piece + 8)
+        self.assertEqual(b"".join(message[8:] for message in found), data[:size])
+        self.assertEqual(
+            (reader.sequence, reader.octets, reader.packets), (writer.sequence, writer.octets, writer.packets)
+        )
 
     def test_views_survive_many_packets(self):
         """Views of a batch stay whole when it is longer than the buffer."""

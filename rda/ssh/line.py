@@ -85,11 +85,12 @@ class WatchedTransport(ClientTransport):
     heard_at = float("-inf")
     on_quiet: Callable[[], None] | None = None
 
-    def send_channel_data(self, recipient: int, data: memoryview) -> None:
+    def send_channel_data(self, recipient: int, data: memoryview, size: int) -> int:
         """Whoever sends waits for an answer: do not trust a silence of some seconds."""
-        super().send_channel_data(recipient, data)
+        sent = super().send_channel_data(recipient, data, size)
         if self.on_quiet is not None and self.clock.seconds() - self.heard_at >= QUIET_SECONDS:
             self.on_quiet()
+        return sent
 
     def dataReceived(self, data: bytes) -> None:
         """Anything that comes is a sign of life: on a busy line the answer to a ping may queue behind megabytes."""

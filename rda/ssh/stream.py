@@ -451,15 +451,12 @@ class StreamChannel(SSHChannel):
 
     def _send(self, data: memoryview) -> None:
         """Send as much as the window and the transport allow, and keep the rest in front of what is kept already."""
-        transport = self.conn.transport
-        position, size = 0, len(data)
-        while position < size and self.remoteWindowLeft and transport.may_send:
-            part = data[position : position + min(self.remoteMaxPacket, self.remoteWindowLeft)]
-            transport.send_channel_data(self.remote_id, part)
-            position += len(part)
-            self.remoteWindowLeft -= len(part)
-        if position < size:
-            self._outgoing.appendleft(data[position:])
+        sent = self.conn.transport.send_channel_data(
+            self.remote_id, data[: self.remoteWindowLeft], self.remoteMaxPacket
+        )
+        self.remoteWindowLeft -= sent
+        if sent < len(data):
+            self._outgoing.appendleft(data[sent:])
 
     def _mind_producer(self) -> None:
         """Pause or resume the producer, and remember to come back when it is the transport that is full."""

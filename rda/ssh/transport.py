@@ -47,7 +47,7 @@ from rda.ssh.ciphers import Opener
 from rda.ssh.exchange import ClientExchange, OutOfOrder, Stage, WrongSignature
 from rda.ssh.keys import fingerprint
 from rda.ssh.options import Algorithms, HostKeys, Options
-from rda.ssh.packets import MalformedPacket, PacketReader, PacketWriter
+from rda.ssh.packets import MAX_RUN_PIECE, MalformedPacket, PacketReader, PacketWriter
 from rda.ssh.version import BadVersion, VersionReader
 
 __all__ = ["Algorithms", "ClientTransport", "HostKeys", "Options"]
@@ -73,6 +73,7 @@ SOCKET_BUFFER = 256 * 1024
 MAX_REASON = 300
 
 _DATA_HEAD = struct.Struct(">BLL")
+_DATA_TO = struct.Struct(">BL")
 _UINT32 = struct.Struct(">L")
 
 #: RFC 4253, section 7.1: what may still be sent between one's own KEXINIT and NEWKEYS.
@@ -312,11 +313,17 @@ class ClientTransport(conch.SSHClientTransport):
         if not self._batching or self._writer.full:
             self.flush()
 
-    def send_channel_data(self, recipient: int, data: memoryview) -> None:
-        """Send one CHANNEL_DATA message. The channel has looked at its window and at :attr:`may_send`."""
-        self._writer.put(_DATA_HEAD.pack(MSG_CHANNEL_DATA, recipient, len(data)), data)
-        if not self._batching or self._writer.full:
-            self.flush()
+    def send_channel_data(self, recipient: int, data: memoryview, size: int) -> int:
+        """Send CHANNEL_DATA messages of at most ``size`` bytes. The channel has looked at its window.
+
+        :returns: how many bytes were sent: less than all when there is no room (:attr:`may_send`).
+        """
+        position, head, size = 0, _DATA_TO.pack(MSG_CHANNEL_DATA, recipient), min(size, MAX_RUN_PIECE)
+        while position < len(data) and self.may_send:
+            position += self._writer.put_run(head, data[position:], size)
+            if not self._batching or self._writer.full:
+                self.flush()
+        return position
 
     def batch(self) -> _Batch:
         """A context in which packets gather, to leave with one write at its end."""
