@@ -15,6 +15,7 @@ from twisted.application.service import MultiService, Service
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 
 from rda.api import DaemonAPI
@@ -23,7 +24,8 @@ from rda.containers import Containers
 from rda.docker.binds import Rules, System
 from rda.docker.sources import Sources
 from rda.forwards import Forwards
-from rda.proxy.pages import Pages
+from rda.pages.logs import RecentLog
+from rda.pages.tree import Pages
 from rda.proxy.server import DockerSite
 from rda.reconciler import Reconciler
 from rda.ssh.link import Link
@@ -50,6 +52,7 @@ class Agent(MultiService):
         super().__init__()
         self.setName("rda")
         self._config = config
+        self.log = RecentLog()
         self._contexts = [
             ContextAgent(reactor, context, Path(config.state_dir), say, give_up, self) for context in config.contexts
         ]
@@ -60,7 +63,17 @@ class Agent(MultiService):
         """Make the state directory, allow as many descriptors as the system does, and start every context."""
         private_directory(Path(self._config.state_dir))
         _raise_descriptor_limit()
+        globalLogPublisher.addObserver(self.log)
         super().startService()
+
+    def stopService(self) -> Deferred[Any]:
+        """Stop every context; fires when they have stopped."""
+
+        def stopped(result: Any) -> Any:
+            globalLogPublisher.removeObserver(self.log)
+            return result
+
+        return maybeDeferred(super().stopService).addBoth(stopped)
 
     def status(self) -> tuple[ContextStatus, ...]:
         """What every context is doing."""
@@ -110,7 +123,8 @@ class ContextAgent(Service):
         )
         self._reconciler = reconciler = Reconciler(reactor, api, forwards, mirrors, owner, sources.mirrored)
         containers = Containers(api, forwards, mirrors, reconciler, owner, sources)
-        self._site = DockerSite(link.docker(), containers, reactor, own=Pages(self._agent.status))
+        self._pages = Pages(reactor, self._agent.status, mirrors, self._agent.log)
+        self._site = DockerSite(link.docker(), containers, reactor, own=self._pages)
         link.add_observer(self._link_changed)
         self._was_connected = False
         reconciler.startService()
@@ -148,6 +162,7 @@ class ContextAgent(Service):
     async def _stop(self) -> None:
         """Close from the outside in: no new calls, running ones drained, then ports, mirrors and the link."""
         await gatherResults([Deferred.fromCoroutine(_close(port)) for port in self._ports], consumeErrors=True)
+        self._pages.close()
         await self._site.drain(DRAIN_SECONDS)
         self._reconciler.stopService()
         await self._forwards.stop()
@@ -169,6 +184,8 @@ class ContextAgent(Service):
             forwards=self._forwards.status(),
             mirrors=self._mirrors.status(),
             problems=self._reconciler.problems(),
+            relay=self._site.status(),
+            calls=self._site.calls.status(),
         )
 
 

@@ -29,7 +29,9 @@ class LinkStatus:
     :ivar remote: ``user@host:port`` as resolved.
     :ivar state: ``connecting``, ``connected``, ``waiting`` (to try again) or ``failed`` (a person has to act).
     :ivar reason: why it is not connected, for people.
-    :ivar round_trip: seconds, as last measured.
+    :ivar round_trip: seconds, as last measured; ``round_trips``: the last measurements, each with the time of it in
+        seconds since the epoch, oldest first.
+    :ivar connects: how often it has been connected; ``channels``: SSH channels that are open now.
     :ivar socket_via: how the Docker socket is reached: ``streamlocal``, ``tcp``, ``dial-stdio`` or ``socat``.
     """
 
@@ -45,6 +47,7 @@ class LinkStatus:
     server: str = ""
     socket_via: str = ""
     next_try: float | None = None
+    round_trips: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,8 +130,55 @@ class RemoteCopy:
 
 
 @dataclass(frozen=True)
+class CallStatus:
+    """One call of a Docker client's. Its query and bodies are not here: they may hold secrets.
+
+    :ivar path: in normal form, without the API version.
+    :ivar name: what rda calls it, e.g. ``container create``; "" for a path that it only passes on.
+    :ivar caller: the user who made it; "" when callers are not asked who they are.
+    :ivar began: seconds since the epoch.
+    :ivar code: the HTTP status of the answer, None before there is one (and when the client left before).
+    :ivar answered: seconds until the answer's head was there, or None.
+    :ivar seconds: that it took in all, or None while it is under way.
+    """
+
+    method: str
+    path: str
+    name: str
+    caller: str
+    began: float
+    code: int | None = None
+    answered: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class RelayStatus:
+    """What has been relayed since rda started.
+
+    :ivar connections: clients that are connected.
+    :ivar requests: all that were read; ``refused``: those that rda answered with an error itself.
+    :ivar active: calls under way; ``hijacks``: attached terminals, execs and BuildKit sessions among them.
+    :ivar retries: calls sent again because a kept connection to the daemon was dead.
+    :ivar to_daemon: bytes; ``to_client`` likewise.
+    """
+
+    connections: int = 0
+    requests: int = 0
+    refused: int = 0
+    active: int = 0
+    hijacks: int = 0
+    retries: int = 0
+    to_daemon: int = 0
+    to_client: int = 0
+
+
+@dataclass(frozen=True)
 class ContextStatus:
-    """One context: a remote daemon and everything rda keeps for it."""
+    """One context: a remote daemon and everything rda keeps for it.
+
+    :ivar calls: the latest, newest first, and those that are under way.
+    """
 
     name: str
     listeners: tuple[str, ...]
@@ -136,3 +186,5 @@ class ContextStatus:
     forwards: tuple[ForwardStatus, ...] = ()
     mirrors: tuple[MirrorStatus, ...] = ()
     problems: tuple[Problem, ...] = field(default=())
+    relay: RelayStatus = field(default=RelayStatus())
+    calls: tuple[CallStatus, ...] = ()

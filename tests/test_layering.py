@@ -16,7 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("agent",),
     ("containers",),
     ("reconciler",),
-    ("api", "forwards", "splice", "udp", "sync", "proxy", "ssh"),
+    ("api", "forwards", "splice", "udp", "sync", "proxy", "ssh", "pages"),
     ("docker", "policy", "config", "status", "interfaces", "sockets", "flow", "peers"),
     ("callers",),
     ("errors",),
@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 
 #: Parts of one layer that must not know each other: they meet in agent, through rda.interfaces.
-STRANGERS = ("forwards", "sync", "proxy", "ssh", "api")
+STRANGERS = ("forwards", "sync", "proxy", "ssh", "api", "pages")
 
 #: Pure modules: nothing of twisted, no clock, file or thread.
 PURE = (
@@ -37,6 +37,7 @@ PURE = (
     "proxy/limits.py",
     "proxy/counters.py",
     "proxy/guard.py",
+    "pages/document.py",
     "sync/tree.py",
     "sync/plan.py",
     "ssh/known_hosts.py",

@@ -1,4 +1,4 @@
-"""Who may ask: a browser never. Pure.
+"""Who may ask: a browser never, but for rda's own page, which may look. Pure.
 
 A web page can make a browser on this machine send requests to the listener: directly ("simple" cross-site requests,
 WebSocket handshakes) or after its name was made to resolve to 127.0.0.1 (DNS rebinding). Such requests say so in
@@ -50,13 +50,19 @@ def check_framing(method: bytes, target: bytes, minor: int, fields: Fields) -> N
 
 
 def check_origin(
-    minor: int, fields: Fields, allowed: Collection[str], local_address: str | None, names_matter: bool
+    minor: int,
+    fields: Fields,
+    allowed: Collection[str],
+    local_address: str | None,
+    names_matter: bool,
+    own_page: bool = False,
 ) -> None:
     """Refuse a request that a browser may have been made to send.
 
     :param allowed: the names that clients may call this listener, in lower case; addresses in URL form.
     :param local_address: the address on which the connection came in: always allowed, for rebinding needs a name.
     :param names_matter: False for UNIX-domain sockets, which no browser reaches and whose clients send any Host.
+    :param own_page: this reads something that rda's own status page is made of, and so may ask for.
     :raises BadRequest: there is not exactly one Host in HTTP/1.1, or it is none.
     :raises Refused: with the reason.
     """
@@ -67,7 +73,7 @@ def check_origin(
     if names_matter and host:  # the docker CLI sends an empty one for /grpc and /session; browsers never do
         _check_host(host, allowed, local_address)
     site = _values(fields, b"sec-fetch-site")
-    if site and site != [b"none"]:
+    if site and site != [b"none"] and not (own_page and site == [b"same-origin"]):
         raise Refused("requests made by web pages are not allowed")
     origins = _values(fields, b"origin")
     if origins and not _own_websocket(fields, origins, host):
@@ -96,8 +102,8 @@ def _same_address(name: str, address: str) -> bool:
 def _own_websocket(fields: Fields, origins: list[bytes], host: str) -> bool:
     """Whether this is a WebSocket client that names the listener itself as the page it comes from.
 
-    WebSocket libraries (docker-py's among them) make up such an Origin; a real page cannot have it, for rda serves
-    none.
+    WebSocket libraries (docker-py's among them) make up such an Origin; the only real page that has it is rda's own,
+    whose script is rda's too.
     """
     if tokens(_values(fields, b"upgrade")) != {b"websocket"} or len(origins) != 1 or not host:
         return False

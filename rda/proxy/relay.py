@@ -107,11 +107,12 @@ class Exchange:
 
     :param downstream: the client's side.
     :param ended: called once, when nothing of this exchange is left.
+    :ivar began: when, by the clock.
+    :ivar code: the answer's HTTP status, None before it is there; ``answered``: after how many seconds it was.
     """
 
     __slots__ = (
         "_answer",
-        "_call",
         "_chunked_answer",
         "_clock",
         "_collected",
@@ -132,6 +133,10 @@ class Exchange:
         "_splitter",
         "_spool",
         "_upstream",
+        "answered",
+        "began",
+        "call",
+        "code",
         "request_complete",
     )
     _log = Logger()
@@ -145,11 +150,14 @@ class Exchange:
         rewriter: ICallRewriter,
         clock: IReactorTime,
         counters: Counters,
-        ended: Callable[[], None],
+        ended: Callable[[Exchange], None],
     ) -> None:
         self._downstream = downstream
         self._head = head
-        self._call = call
+        self.call = call
+        self.began = clock.seconds()
+        self.code: int | None = None
+        self.answered: float | None = None
         self._pool = pool
         self._rewriter = rewriter
         self._clock = clock
@@ -242,10 +250,10 @@ class Exchange:
 
     def _ask(self, body: dict[str, object] | None) -> None:
         """Let the rewriter decide what is sent."""
-        if not self._call.route.asks:
+        if not self.call.route.asks:
             self._decided(Outgoing(body=body))
             return
-        decision: Deferred[Outgoing] = maybeDeferred(self._rewriter.outgoing, self._call, body)
+        decision: Deferred[Outgoing] = maybeDeferred(self._rewriter.outgoing, self.call, body)
         if not decision.called:
             self._downstream.hold_body()
         decision.addCallbacks(self._decided, self._failed)
@@ -253,7 +261,7 @@ class Exchange:
 
     def _decided(self, outgoing: Outgoing) -> None:
         self._sent = outgoing
-        self._owed = self._call.route.asks
+        self._owed = self.call.route.asks
         if self._answer is _Answer.OVER:  # the client left meanwhile
             self._tell_aborted()
         else:
@@ -287,19 +295,19 @@ class Exchange:
 
     def _end_of_input(self) -> None:
         """Pass on the client's half-close, but not before a hijack's early bytes, which wait for the answer."""
-        may_follow = self._call.route.answer is Answer.HIJACK and self._answer is not _Answer.FLOWING
+        may_follow = self.call.route.answer is Answer.HIJACK and self._answer is not _Answer.FLOWING
         if self._half_closed and self._upstream is not None and not may_follow:
             self._upstream.end_of_input()
 
     def _request_head(self) -> bytes:
         """Write the head of what is sent; and, for a replaced body, the body with it."""
-        route, head = self._call.route, self._head
+        route, head = self.call.route, self._head
         body = document.serialise(self._sent.body) if route.body is RequestBody.DOCUMENT else None
         rewritten = route.answer in (Answer.DOCUMENT, Answer.DOCUMENTS)
         has_length = bool(head.length) or head.first(b"content-length") is not None
         written = request_head(
             head.method,
-            routes.target(self._call, self._sent),
+            routes.target(self.call, self._sent),
             head.minor,
             head.fields,
             length=len(body) if body is not None else (head.length if has_length else None),
@@ -311,7 +319,7 @@ class Exchange:
 
     def _upgrade(self) -> bytes | None:
         """Return the protocol that the client wants to switch to, where that can be granted."""
-        if self._head.minor and self._call.route.answer in (Answer.STREAM, Answer.HIJACK):
+        if self._head.minor and self.call.route.answer in (Answer.STREAM, Answer.HIJACK):
             return self._head.first(b"upgrade")
         return None
 
@@ -341,16 +349,14 @@ class Exchange:
             return self._upgrade() is not None
         unframed = not head.values(b"content-length") and not head.values(b"transfer-encoding")
         return (
-            self._call.route.answer is Answer.HIJACK
-            and self._head.method == b"POST"
-            and head.status == 200
-            and unframed
+            self.call.route.answer is Answer.HIJACK and self._head.method == b"POST" and head.status == 200 and unframed
         )
 
     def answer_begins(self, head: AnswerHead, framing: Framing) -> None:
         """See :class:`rda.proxy.pool.AnswerReceiver`."""
         self._corked = []
-        mode = self._call.route.answer
+        self._note_answer(head.status)
+        mode = self.call.route.answer
         if mode is Answer.DOCUMENT and _is_json(head) and not framing.done:
             self._collected = head
         elif mode is Answer.DOCUMENTS and head.status == 200:
@@ -359,10 +365,17 @@ class Exchange:
         framing.decoding = bool(self._collected or self._splitter or not self._head.minor)  # HTTP/1.0 has no chunks
         if self._collected:
             return
-        if self._call.route.asks or mode is Answer.HELD:
+        if self.call.route.asks or mode is Answer.HELD:
             self._hold(head.status, None, lambda _: self._flow(head, framing))
         else:
             self._flow(head, framing)
+
+    def _note_answer(self, code: int) -> None:
+        """The head of the answer is there; in the end another one may be given in its place."""
+        if self.code is None:
+            self.answered = self._clock.seconds() - self.began
+            self._counters.answered(self.call.route.name, code, self.answered)
+        self.code = code
 
     def answer_data(self, data: bytes) -> None:
         """See :class:`rda.proxy.pool.AnswerReceiver`."""
@@ -412,6 +425,7 @@ class Exchange:
         assert connection is not None
         if not self.request_complete:
             raise WireError("it switches protocols before the request is complete")
+        self._note_answer(head.status)
 
         client = self._downstream.client_end
         linger = self._limits.linger_seconds
@@ -429,7 +443,7 @@ class Exchange:
             if self._half_closed:
                 tunnel.client_ended()
 
-        if self._call.route.asks:
+        if self.call.route.asks:
             self._hold(head.status, None, granted)
         else:
             granted(None)
@@ -438,7 +452,7 @@ class Exchange:
         self._counters.hijacks -= 1
         self._counters.to_daemon += tunnel.to_daemon
         self._counters.to_client += tunnel.to_client
-        self._ended()
+        self._ended(self)
 
     # --------------------------------------------------------------------------------------- the answer, to the client
 
@@ -446,7 +460,7 @@ class Exchange:
         """Show the answer to the rewriter; go on with ``granted`` when the client may see it."""
         self._answer = _Answer.HELD
         self._owed = False
-        verdict: Deferred[object] = maybeDeferred(self._rewriter.answered, self._call, self._sent, status, body)
+        verdict: Deferred[object] = maybeDeferred(self._rewriter.answered, self.call, self._sent, status, body)
         if not verdict.called and self._upstream is not None:
             self._upstream.transport.pauseProducing()  # type: ignore[union-attr]
         verdict.addCallbacks(self._granted, self._forbidden, callbackArgs=(granted,))
@@ -499,7 +513,7 @@ class Exchange:
             return
         try:
             for piece in self._splitter.feed(data):
-                changed = self._rewriter.streamed(self._call, self._sent, document.parse_any(piece))
+                changed = self._rewriter.streamed(self.call, self._sent, document.parse_any(piece))
                 if changed is not None:
                     line = document.serialise(changed) + b"\n"
                     self._write(chunk(line) if self._chunked_answer else line)
@@ -554,19 +568,20 @@ class Exchange:
         if failure.check(RdaError):
             self._fail(failure.value)  # type: ignore[arg-type]
         else:
-            self._log.failure("defect while handling {route}", failure, route=self._call.route.name)
+            self._log.failure("defect while handling {route}", failure, route=self.call.route.name)
             self._fail(RdaError("internal error; rda's log has the details"))
 
     def _fail(self, error: RdaError) -> None:
         """Answer with an error, if there is still somebody to answer."""
         if self._answer is not _Answer.OVER:
+            self._note_answer(error.status)
             self._give_up()
             self._counters.refused += 1
             self._downstream.refuse(error)
 
     def _defect(self, failure: Failure) -> None:
         """Nothing below is meant to raise; what does must not leave a client waiting for ever."""
-        self._log.failure("defect while relaying {route}", failure, route=self._call.route.name)
+        self._log.failure("defect while relaying {route}", failure, route=self.call.route.name)
         self._give_up()
         self._downstream.abort()
 
@@ -585,16 +600,16 @@ class Exchange:
         self._corked = None
         self._spool = None if self._spool is None else []
         self._tell_aborted()
-        self._ended()
+        self._ended(self)
 
     def _tell_aborted(self) -> None:
         """Tell the rewriter, unless it knows or has not decided yet (then it is told when it has)."""
         if self._owed:
             self._owed = False
             try:
-                self._rewriter.aborted(self._call, self._sent)
+                self._rewriter.aborted(self.call, self._sent)
             except Exception:  # whatever it is, the exchange's connections still have to be freed
-                self._log.failure("defect while undoing {route}", route=self._call.route.name)
+                self._log.failure("defect while undoing {route}", route=self.call.route.name)
 
 
 def _is_json(head: AnswerHead) -> bool:

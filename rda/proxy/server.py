@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,7 @@ from rda.docker import routes
 from rda.errors import RdaError
 from rda.interfaces import ICallRewriter
 from rda.proxy.callers import Visitor, anybody
+from rda.proxy.calls import Calls
 from rda.proxy.channel import DockerChannel, DockerRequest
 from rda.proxy.counters import Counters
 from rda.proxy.guard import check_framing, check_origin
@@ -26,6 +28,7 @@ from rda.proxy.limits import Limits
 from rda.proxy.pool import DaemonPool
 from rda.proxy.relay import Exchange
 from rda.proxy.wire import RequestHead
+from rda.status import RelayStatus
 
 __all__ = ["OWN_PREFIX", "Busy", "DockerSite", "ProxyResource"]
 
@@ -57,17 +60,12 @@ class ProxyResource(Resource):
         self._counters = counters
 
     def exchange(
-        self, request: DockerRequest, head: RequestHead, caller: Caller, ended: Callable[[], None]
-    ) -> Exchange | None:
-        """Decide what happens to a request; None for rda's own.
+        self, request: DockerRequest, head: RequestHead, call: routes.Call, ended: Callable[[Exchange], None]
+    ) -> Exchange:
+        """Begin to relay a request.
 
-        :param caller: who makes it.
         :param ended: called when the exchange is over.
-        :raises RdaError: it is not to be relayed.
         """
-        call = routes.match(head.method, head.target, caller)
-        if call.path == OWN_PREFIX or call.path.startswith(OWN_PREFIX + "/"):
-            return None
         return Exchange(request, head, call, self.pool, self._rewriter, self._clock, self._counters, ended)
 
     def render(self, request: IRequest) -> bytes:
@@ -91,7 +89,7 @@ class DockerSite(server.Site):
         ``localhost``, 127.0.0.1, ::1 and the address they connected to.
     :param identify: given a new connection's transport, says who that is; every call then carries its caller.
     :param own: what is served under ``/_rda/``.
-    :ivar counters: what has been done so far.
+    :ivar counters: what has been done so far; ``calls``: the latest of it.
     :ivar draining: no new requests are taken.
     """
 
@@ -110,6 +108,7 @@ class DockerSite(server.Site):
         own: IResource | None = None,
     ) -> None:
         self.counters = Counters()
+        self.calls = Calls(clock, time.time, self.counters)
         self.limits = limits
         self.clock: IReactorTime = clock
         self.draining = False
@@ -188,13 +187,19 @@ class DockerSite(server.Site):
         self.counters.requests += 1
         try:
             caller, head = self._admit(request, head)
-            self._check(request.channel.getHost(), head)
-            exchange = self.proxy.exchange(request, head, caller, self._exchange_ended)
+            check_framing(head.method, head.target, head.minor, head.fields)
+            call = routes.match(head.method, head.target, caller)
+            own = call.path == OWN_PREFIX or call.path.startswith(OWN_PREFIX + "/")
+            self._check_origin(request.channel.getHost(), head, own)
+            if self.draining:
+                raise Busy("rda is stopping; try again when it is back")
         except RdaError:
             self.counters.refused += 1
             raise
-        if exchange is not None:
-            self.counters.active += 1
+        if own:
+            return None
+        exchange = self.proxy.exchange(request, head, call, self.calls.ended)
+        self.calls.began(exchange)
         return exchange
 
     def _admit(self, request: DockerRequest, head: RequestHead) -> tuple[Caller, RequestHead]:
@@ -206,15 +211,29 @@ class DockerSite(server.Site):
             raise
         return caller, head if fields is head.fields else replace(head, fields=tuple(fields))
 
-    def _check(self, address: IAddress, head: RequestHead) -> None:
-        local = getattr(address, "host", None)
-        check_framing(head.method, head.target, head.minor, head.fields)
-        check_origin(head.minor, head.fields, self._hosts, local, names_matter=not isinstance(address, UNIXAddress))
-        if self.draining:
-            raise Busy("rda is stopping; try again when it is back")
+    def _check_origin(self, address: IAddress, head: RequestHead, own: bool) -> None:
+        check_origin(
+            head.minor,
+            head.fields,
+            self._hosts,
+            getattr(address, "host", None),
+            names_matter=not isinstance(address, UNIXAddress),
+            own_page=own and head.method in (b"GET", b"HEAD"),
+        )
 
-    def _exchange_ended(self) -> None:
-        self.counters.active -= 1
+    def status(self) -> RelayStatus:
+        """What has been relayed so far."""
+        counters = self.counters
+        return RelayStatus(
+            connections=self.connections,
+            requests=counters.requests,
+            refused=counters.refused,
+            active=counters.active,
+            hijacks=counters.hijacks,
+            retries=counters.retries,
+            to_daemon=counters.to_daemon,
+            to_client=counters.to_client,
+        )
 
     # -------------------------------------------------------------------------------------------------- stop and clean
 

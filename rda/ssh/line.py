@@ -11,6 +11,7 @@ so its protocol here is a stand-in that only exists from the end of the login to
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -71,6 +72,9 @@ QUIET_SECONDS = 2.0
 #: Seconds that a peer in doubt has to answer, and the same in round trips for slow paths.
 DOUBT_SECONDS = 3.0
 DOUBT_ROUND_TRIPS = 4
+
+#: Measured round trips that are remembered, for the status: a quarter of an hour of a quiet link's.
+ROUND_TRIPS_KEPT = 180
 
 T = TypeVar("T")
 
@@ -154,7 +158,7 @@ class Line(Service):
     :ivar reason: why it is not connected.
     :ivar since: when the state began, seconds since the epoch.
     :ivar next_try: when the next attempt is made, seconds since the epoch.
-    :ivar round_trip: seconds, as last measured.
+    :ivar round_trip: seconds, as last measured; ``round_trips``: the last ones, with the time of each.
     """
 
     _log = Logger()
@@ -190,6 +194,7 @@ class Line(Service):
         self.next_try: float | None = None
         self.connects = 0
         self.round_trip: float | None = None
+        self.round_trips: deque[tuple[float, float]] = deque(maxlen=ROUND_TRIPS_KEPT)
 
     # -- asked from outside
 
@@ -385,6 +390,7 @@ class Line(Service):
 
     def _measured(self, seconds: float) -> None:
         self.round_trip = seconds
+        self.round_trips.append((self._wall_clock(), seconds))
 
     def _lost(self, opened: Opened, reason: RdaError) -> None:
         if self._watch is not None:

@@ -274,4 +274,5 @@ class Link(Service):
             server=transport.server_version if transport is not None else "",
             socket_via=self._docker.via,
             next_try=line.next_try,
+            round_trips=tuple(line.round_trips),
         )
