@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import resource
@@ -22,8 +23,10 @@ from rda.api import DaemonAPI
 from rda.config import Config, Context
 from rda.containers import Containers
 from rda.docker.binds import Rules, System
+from rda.docker.host_network import HostForwards, read_ports
 from rda.docker.sources import Sources
 from rda.forwards import Forwards
+from rda.made_here import MadeHere
 from rda.pages.logs import RecentLog
 from rda.pages.tree import Pages
 from rda.proxy.server import DockerSite
@@ -121,8 +124,13 @@ class ContextAgent(Service):
             settings=lambda source: settings.get(sources.rule(source).pattern, Settings()),
             mounted=lambda: Deferred.fromCoroutine(api.mounted_paths()),
         )
-        self._reconciler = reconciler = Reconciler(reactor, api, forwards, mirrors, owner, sources.mirrored)
-        containers = Containers(api, forwards, mirrors, reconciler, owner, sources)
+        self._made_here = MadeHere(self._state_dir / "containers", self._sync)
+        self._made_here.open()
+        host_forwards = HostForwards([(one.container, read_ports(one.ports)) for one in context.forwards])
+        self._reconciler = reconciler = Reconciler(
+            reactor, api, forwards, mirrors, owner, sources.mirrored, self._made_here, host_forwards
+        )
+        containers = Containers(api, forwards, mirrors, reconciler, owner, sources, host_forwards)
         self._pages = Pages(reactor, self._agent.status, mirrors, self._agent.log)
         self._site = DockerSite(link.docker(), containers, reactor, own=self._pages)
         link.add_observer(self._link_changed)
@@ -169,6 +177,11 @@ class ContextAgent(Service):
         await self._mirrors.stopService()
         await self._api.close()
         await self._link.stopService()
+        self._made_here.close()
+
+    def _sync(self, descriptor: int) -> None:
+        """Have what was written to a file reach the disk, in a thread: on a busy disk that takes long."""
+        self._reactor.callInThread(_sync_and_close, os.dup(descriptor))
 
     def stopService(self) -> Deferred[None]:
         """Close everything; fires when it is closed."""
@@ -203,6 +216,12 @@ def listen(reactor: Any, description: str, factory: IProtocolFactory) -> Deferre
         return serverFromString(reactor, description).listen(factory)
     finally:
         os.umask(before)
+
+
+def _sync_and_close(descriptor: int) -> None:
+    with contextlib.suppress(OSError):  # a file system that cannot: the system writes in its own time
+        os.fsync(descriptor)
+    os.close(descriptor)
 
 
 async def _close(port: IListeningPort) -> None:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from rda.errors import ConfigError
+from rda.docker.host_network import read_ports
+from rda.errors import ConfigError, RdaError
 
 #: The name of the context that the top level of the file, or the command line, describes.
 DEFAULT_CONTEXT = "default"
@@ -68,6 +69,18 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Forward:
+    """Ports of containers on the host's network that are forwarded without their asking.
+
+    :ivar container: pattern of their names, with ``*`` and ``?``.
+    :ivar ports: as :func:`rda.docker.host_network.forwarded` reads them.
+    """
+
+    container: str
+    ports: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Context:
     """One remote Docker daemon and how it appears here.
 
@@ -76,6 +89,7 @@ class Context:
     :ivar sync_root: directory on the remote for mirrored trees; relative means below the login directory.
     :ivar publish_address: local addresses that a published port without an address is opened on.
     :ivar rules: the user's rules on bind sources, before the built-in ones.
+    :ivar forwards: ports of containers on the host's network.
     """
 
     name: str
@@ -85,6 +99,7 @@ class Context:
     sync_root: str = ".rda"
     publish_address: tuple[str, ...] = ("127.0.0.1", "::1")
     rules: tuple[Rule, ...] = ()
+    forwards: tuple[Forward, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -219,6 +234,7 @@ def _context(name: str, path: str, table: dict[str, Any], problems: list[str], o
         sync_root=_sync_root(reader),
         publish_address=reader.texts("publish_address", Context.publish_address),
         rules=_rules(reader),
+        forwards=_forwards(reader),
     )
     reader.finish("see the sample rda.toml for those there are")
     return context
@@ -306,6 +322,27 @@ def _rule(reader: _Reader) -> Rule:
         reader.problem("mode", 'mode and ignore are for what is mirrored: where = "local"')
     reader.finish("path, where, mode, ignore")
     return Rule(pattern, where, mode, ignore)
+
+
+def _forwards(reader: _Reader) -> tuple[Forward, ...]:
+    return tuple(
+        _forward(_Reader(f"{reader.path}forward[{n}].", dict(table), reader.problems))
+        for n, table in enumerate(reader.tables("forward"))
+    )
+
+
+def _forward(reader: _Reader) -> Forward:
+    container, ports = reader.text("container", ""), reader.texts("ports", ())
+    if not container:
+        reader.problem("container", "missing; it is a container's name, or a pattern of names such as web-*")
+    if not ports:
+        reader.problem("ports", 'missing; they are written as for docker run -p, e.g. ["8080", "9000/udp"]')
+    try:
+        read_ports(ports)
+    except RdaError as error:
+        reader.problem("ports", str(error))
+    reader.finish("container, ports")
+    return Forward(container, ports)
 
 
 def _check_listeners(contexts: list[Context], problems: list[str]) -> None:

@@ -18,8 +18,9 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from rda.api import DaemonAPI
-from rda.docker import rewrite
+from rda.docker import labels, rewrite
 from rda.docker.binds import volume_source
+from rda.docker.host_network import HostForwards
 from rda.docker.ports import Published
 from rda.docker.routes import Call, Outgoing
 from rda.docker.sources import Sorted, Sources
@@ -41,10 +42,12 @@ _T = TypeVar("_T")
 class _Creating:
     """What a create decided, until the daemon answers it.
 
+    :ivar nonce: of its request.
     :ivar sources: the paths of this machine that are mirrored for it.
     :ivar shown: remote path -> local path, to name the local one in errors.
     """
 
+    nonce: str
     sources: tuple[str, ...]
     shown: dict[str, str]
     warnings: tuple[str, ...]
@@ -70,6 +73,7 @@ class Containers:
 
     :param owner: the identity that this context writes into the labels of its containers.
     :param sources: decides whose path a bind mount's source is.
+    :param host_forwards: what is forwarded of containers on the host's network without their asking.
     """
 
     _log = Logger()
@@ -82,6 +86,7 @@ class Containers:
         reconciler: Reconciler,
         owner: str,
         sources: Sources,
+        host_forwards: HostForwards | None = None,
     ) -> None:
         self._api = api
         self._forwards = forwards
@@ -89,6 +94,7 @@ class Containers:
         self._reconciler = reconciler
         self._owner = owner
         self._sources = sources
+        self._host_forwards = host_forwards or HostForwards()
         self._outgoing: dict[str, Callable[[Call, _Document], Awaitable[Outgoing]]] = {
             "container create": self._create,
             "container start": self._start,
@@ -100,6 +106,8 @@ class Containers:
             "exec create": self._flush_first,
             "exec start": self._flush_exec,
             "volume create": self._create_volume,
+            "build": self._check_image_labels,
+            "image create": self._check_image_labels,
             "service create": self._check_service,
             "service update": self._check_service,
         }
@@ -117,6 +125,8 @@ class Containers:
             "container list": self._listed,
             "container inspect": self._inspected,
             "system df": self._disk_usage,
+            "image inspect": self._image_shown,
+            "image list": self._images_shown,
             "volume create": self._volume_shown,
             "volume list": self._volumes_shown,
             "volume inspect": self._volume_shown,
@@ -160,20 +170,26 @@ class Containers:
         exposed = await self._exposed(wanted.image) if wanted.publish_all else ()
         places = await self._place(found)
         inherited = await self._inherited(wanted.volumes_from)
+        configured = self._host_forwards.of(_asked_name(call)) if wanted.network_mode == "host" else ()
+        nonce = secrets.token_hex(8)
         changed, warnings = rewrite.outward(
             asked,
             places,
             self._owner,
-            secrets.token_hex(8),
+            nonce,
             exposed,
             found.remote,
             [one.request for one in inherited],
+            configured,
         )
+        ports = (*rewrite.wanted(asked, exposed).ports, *configured)
         memo = _Creating(
+            nonce=nonce,
             sources=(*(path for _, path in found.local), *(path for one in inherited for path in one.sources)),
             shown={places[bind.path]: bind.path for bind, _ in found.local},
-            warnings=(*found.warnings, *warnings, *await self._udp_warnings(wanted.ports)),
+            warnings=(*found.warnings, *warnings, *await self._udp_warnings(ports)),
         )
+        self._reconciler.made_here.intend(nonce)
         return Outgoing(body=changed, memo=memo)
 
     async def _udp_warnings(self, ports: Sequence[Published]) -> tuple[str, ...]:
@@ -190,7 +206,7 @@ class Containers:
         found = []
         for entry in volumes_from:
             description = await self._api.inspect_container(entry.partition(":")[0])
-            owned = await self._reconciler.owned(description) if description is not None else None
+            owned = self._reconciler.owned(description) if description is not None else None
             if owned is not None:
                 found.append(owned)
         return found
@@ -210,7 +226,9 @@ class Containers:
     async def _created(self, call: Call, sent: Outgoing, status: int, body: Any) -> Any:
         memo = cast("_Creating", sent.memo)
         if status != 201 or not isinstance(body, dict):
+            self._reconciler.made_here.failed(memo.nonce)
             return rewrite.inward_error(body, memo.shown)
+        self._reconciler.made_here.made(memo.nonce, str(body["Id"]))
         await self._mirrors.hold(str(body["Id"]), memo.sources)
         if memo.warnings:
             body = {**body, "Warnings": [*(body.get("Warnings") or []), *memo.warnings]}
@@ -226,7 +244,7 @@ class Containers:
         self._reconciler.start_begins(owned.id)
         try:
             await self._flush(owned)
-            await self._forwards.reserve(owned.id, owned.name, owned.request.ports)
+            await self._forwards.reserve(owned.id, owned.name, owned.ports)
         except BaseException:
             await self._not_started(owned, description)
             raise
@@ -252,7 +270,7 @@ class Containers:
     async def _resolve(self, call: Call) -> tuple[Owned | None, dict[str, Any] | None]:
         """Find the container that a call names, by whichever spelling; None when it is not ours."""
         description = await self._api.inspect_container(call.ref or "")
-        return (await self._reconciler.owned(description) if description is not None else None), description
+        return (self._reconciler.owned(description) if description is not None else None), description
 
     # calls after which the container is different
 
@@ -285,8 +303,16 @@ class Containers:
         return Outgoing()
 
     async def _flush_commit(self, call: Call, body: _Document) -> Outgoing:
+        """Let the image have the mounts as they are, and not the labels that are the container's alone."""
+        labels.check_label_changes(call.query)
         reference = dict(call.query).get("container", "")
-        return await self._flush_first(replace(call, ref=reference), body)
+        owned, description = await self._resolve(replace(call, ref=reference))
+        await self._flush(owned)
+        return Outgoing(query=(*call.query, *labels.unlabelled(description or {})))
+
+    async def _check_image_labels(self, call: Call, body: _Document) -> Outgoing:
+        labels.check_label_changes(call.query)
+        return Outgoing()
 
     async def _flush_exec(self, call: Call, body: _Document) -> Outgoing:
         description = await self._api.inspect_exec(call.ref or "")
@@ -307,17 +333,25 @@ class Containers:
     async def _listed(self, call: Call, sent: Outgoing, status: int, body: Any) -> Any:
         if status != 200 or not isinstance(body, list):
             return body
-        return rewrite.inward_list(body, self._owner, self._forwards.local, cast("rewrite.ListFilter", sent.memo))
+        return rewrite.inward_list(
+            body, self._reconciler.is_ours, self._forwards.local, cast("rewrite.ListFilter", sent.memo)
+        )
 
     async def _inspected(self, call: Call, sent: Outgoing, status: int, body: Any) -> Any:
         if status != 200 or not isinstance(body, dict):
             return body
-        return rewrite.inward_inspect(body, self._owner, self._forwards.local(str(body.get("Id", ""))))
+        return rewrite.inward_inspect(body, self._reconciler.is_ours, self._forwards.local(str(body.get("Id", ""))))
 
     async def _disk_usage(self, call: Call, sent: Outgoing, status: int, body: Any) -> Any:
         if status != 200 or not isinstance(body, dict):
             return body
-        return rewrite.inward_disk_usage(body, self._owner, self._forwards.local)
+        return rewrite.inward_disk_usage(body, self._reconciler.is_ours, self._forwards.local)
+
+    async def _image_shown(self, call: Call, sent: Outgoing, status: int, body: Any) -> Any:
+        return labels.inward_image(body) if status == 200 and isinstance(body, dict) else body
+
+    async def _images_shown(self, call: Call, sent: Outgoing, status: int, body: Any) -> Any:
+        return labels.inward_images(body) if status == 200 and isinstance(body, list) else body
 
     # volumes and services
 
@@ -336,6 +370,11 @@ class Containers:
 
     async def _check_service(self, call: Call, body: _Document) -> Outgoing:
         return Outgoing(body=rewrite.check_service(body, self._sources.rules))
+
+
+def _asked_name(call: Call) -> str:
+    """The name that a create gives its container, "" when the daemon is to choose one."""
+    return dict(reversed(call.query)).get("name", "").lstrip("/")
 
 
 async def _all_of(work: Sequence[Deferred[_T]]) -> list[_T]:

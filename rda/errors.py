@@ -19,6 +19,9 @@ class RdaError(Exception):
     #: Seconds after which a client may try again (the ``Retry-After`` header), or None.
     retry_after: int | None = None
 
+    #: What its message begins with when it answers a client: whose words they are. None where they are the daemon's.
+    prefix = "rda: "
+
     #: Whether trying again without a change by a person is pointless (a changed host key, a refused login).
     permanent = False
 
@@ -62,7 +65,13 @@ class RequestTimeout(RdaError):
 
 
 class PortUnavailable(RdaError):
-    """A local port that a container wants published cannot be opened."""
+    """A local port that a container wants published cannot be opened: told as the daemon tells it."""
+
+    prefix = ""
+
+
+class StateUnwritable(RdaError):
+    """What rda has to remember cannot be written to its state directory."""
 
 
 class DaemonError(RdaError):

@@ -81,10 +81,12 @@ class Reservation:
     """What a container has open here.
 
     :ivar listeners: container port -> local addresses, as :meth:`Forwards.local` gives them.
+    :ivar problem: why some ports could not be opened; "" when all are, or can never be.
     """
 
     container: str
     listeners: Listeners
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ class _Forward:
 
     :ivar port: the local port, the same on every address.
     :ivar remote: the port on the remote host's 127.0.0.1, or None while it is not known.
+    :ivar dropped: connections that were refused, being too many.
     """
 
     def __init__(self, host: IRemoteHost, clock: IReactorTime, listen: Listen, published: Published) -> None:
@@ -130,7 +133,7 @@ class _Forward:
         self._starting_until = 0.0
         self.total = 0
         self._connections: set[Splice] = set()
-        self._refused = self._bytes_in = self._bytes_out = 0
+        self.dropped = self._bytes_in = self._bytes_out = 0
 
     def listen_on(self, address: str, port: int) -> None:
         """Open a listener.
@@ -150,7 +153,7 @@ class _Forward:
     def _accepted(self, connection: Splice) -> None:
         held = sum(not one.joined for one in self._connections) if self.remote is None else 0
         if len(self._connections) >= MAX_CONNECTIONS or held >= MAX_HELD:
-            self._refused += 1
+            self.dropped += 1
             connection.abort()
             return
         self._connections.add(connection)
@@ -218,7 +221,7 @@ class _Forward:
     @property
     def problem(self) -> str:
         """What a person should know of it, or ""."""
-        return f"{self._refused} connections were refused: too many at once" if self._refused else ""
+        return f"{self.dropped} connections were refused: too many at once" if self.dropped else ""
 
 
 class Forwards:
@@ -251,19 +254,24 @@ class Forwards:
 
     # Changing the table.
 
-    def reserve(self, container: str, name: str, wanted: Iterable[Published]) -> Deferred[Reservation]:
+    def reserve(
+        self, container: str, name: str, wanted: Iterable[Published], all_or_none: bool = True
+    ) -> Deferred[Reservation]:
         """Open all local listeners that a container wants, and close those that it no longer does.
 
-        Fires when they listen. All or nothing: after a failure those that were opened by this call are closed again,
-        and those from before are as they were.
+        Fires when they listen. After a failure those that were opened by this call are closed again, and those from
+        before are as they were; or, without ``all_or_none``, what can be opened is, and the rest is told.
 
         :param container: the full id.
         :param name: for messages and status.
         :raises PortUnavailable: one cannot be opened; in the daemon's words where the daemon has some.
         """
-        return Deferred.fromCoroutine(self._reserve(container, name.lstrip("/"), tuple(dict.fromkeys(wanted))))
+        ports = tuple(dict.fromkeys(wanted))
+        return Deferred.fromCoroutine(self._reserve(container, name.lstrip("/"), ports, all_or_none))
 
-    async def _reserve(self, container: str, name: str, wanted: tuple[Published, ...]) -> Reservation:
+    async def _reserve(
+        self, container: str, name: str, wanted: tuple[Published, ...], all_or_none: bool
+    ) -> Reservation:
         if self._closing:  # a port that is being closed may be among those to open
             await DeferredList([_after(one) for one in self._closing], consumeErrors=True)
         entry = self._containers.setdefault(container, _Container(name))
@@ -271,17 +279,18 @@ class Forwards:
         missing = tuple(_NotForwarded(one, reason) for one in wanted if (reason := _unsupported(one)))
         unsupported = {one.published for one in missing}
         able = [one for one in wanted if one not in unsupported]
-        try:
-            opened = self._open_all(_Endpoint(container, name), [one for one in able if one not in entry.forwards])
-        except PortUnavailable as error:
-            failed = [_NotForwarded(one, str(error)) for one in able if one not in entry.forwards]
-            entry.missing = (*missing, *failed)
-            raise
+        new = [one for one in able if one not in entry.forwards]
+        opened, failed = self._open_all(_Endpoint(container, name), new, all_or_none)
+        if failed and all_or_none:
+            for forward in opened.values():
+                self._shut(forward)
+            entry.missing = (*missing, *(_NotForwarded(one, str(failed[0][1])) for one in new))
+            raise failed[0][1]
         for gone in entry.forwards.keys() - set(able):
             self._shut(entry.forwards.pop(gone))
-        entry.forwards = {one: opened.get(one) or entry.forwards[one] for one in able}
-        entry.missing = missing
-        return Reservation(container, self._listeners(entry))
+        entry.forwards = {one: found for one in able if (found := opened.get(one) or entry.forwards.get(one))}
+        entry.missing = (*missing, *(_NotForwarded(one, str(error)) for one, error in failed))
+        return Reservation(container, self._listeners(entry), "; ".join(str(error) for _, error in failed))
 
     def attach(self, container: str, remote_ports: Mapping[str, int]) -> Deferred[None]:
         """Say where a running container's ports lead; connections that waited go there now.
@@ -346,19 +355,23 @@ class Forwards:
 
     # Opening and closing.
 
-    def _open_all(self, endpoint: _Endpoint, wanted: Sequence[Published]) -> dict[Published, _AnyForward]:
-        """Open the listeners of all, or of none."""
-        if len(wanted) > MAX_PORTS:
-            raise PortUnavailable(f"{endpoint.name} publishes {len(wanted)} ports; rda opens at most {MAX_PORTS}")
+    def _open_all(
+        self, endpoint: _Endpoint, wanted: Sequence[Published], all_or_none: bool
+    ) -> tuple[dict[Published, _AnyForward], list[tuple[Published, PortUnavailable]]]:
+        """Open listeners; return those that are open now, and those that cannot (with ``all_or_none``: one)."""
         opened: dict[Published, _AnyForward] = {}
-        try:
-            for one in wanted:
+        failed: list[tuple[Published, PortUnavailable]] = []
+        if len(wanted) > MAX_PORTS:
+            what = f"{endpoint.name} publishes {len(wanted)} ports; rda opens at most {MAX_PORTS}"
+            return {}, [(wanted[0], PortUnavailable(what))]
+        for one in wanted:
+            try:
                 opened[one] = self._open(endpoint, one)
-        except PortUnavailable:
-            for forward in opened.values():
-                self._shut(forward)
-            raise
-        return opened
+            except PortUnavailable as error:
+                failed.append((one, error))
+                if all_or_none:
+                    break
+        return opened, failed
 
     def _open(self, endpoint: _Endpoint, published: Published) -> _AnyForward:
         """Open the listeners of one published port, on the first number of its range that is free."""
@@ -438,6 +451,7 @@ def _entry_status(container: str, entry: _Container) -> Iterable[ForwardStatus]:
             connections_total=forward.total,
             bytes_in=forward.bytes_in,
             bytes_out=forward.bytes_out,
+            dropped=forward.dropped,
         )
     for one in entry.missing:
         yield ForwardStatus(

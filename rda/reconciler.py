@@ -7,7 +7,7 @@ mirrors (live while the container exists).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from rda.api import DaemonAPI
-from rda.docker import ports, rewrite
+from rda.docker import rewrite
+from rda.docker.host_network import HostForwards
+from rda.docker.ports import Published
 from rda.errors import RdaError
 from rda.forwards import Forwards
+from rda.made_here import MadeHere
 from rda.status import Problem
 from rda.sync.mirrors import Mirrors
 
@@ -30,8 +33,10 @@ __all__ = ["Owned", "Reconciler"]
 #: Containers inspected at the same time when all of them are looked at.
 LOOKS_AT_ONCE = 8
 
-#: Image answers remembered (they are immutable: an id names one content).
-REMEMBERED_IMAGES = 256
+#: Seconds until a port that could not be opened for a running container is tried again, for the first and for the later
+#: times: soon for one that an ending rda still holds, and then not more often than somebody would look.
+RETRY_PORTS_SECONDS = 0.5
+MAX_RETRY_PORTS_SECONDS = 30.0
 
 #: Container events after which ports, mounts or names may be different.
 _CONTAINER_EVENTS = ("create", "start", "die", "destroy", "restart", "rename", "update", "pause", "unpause")
@@ -45,6 +50,7 @@ class Owned:
     """A container that this context made, as last seen.
 
     :ivar request: what the user asked for, from the container's label.
+    :ivar ports: what is to be open here while it runs.
     :ivar sources: the local paths that are mirrored for it.
     """
 
@@ -52,6 +58,7 @@ class Owned:
     name: str
     running: bool
     request: rewrite.Request
+    ports: tuple[Published, ...] = ()
     sources: tuple[str, ...] = ()
 
 
@@ -60,6 +67,8 @@ class Reconciler(Service):
 
     :param owner: the identity that this context writes into the labels of its containers.
     :param mirrored: the local paths among the bind sources of a request.
+    :param made_here: the record of this context's containers.
+    :param host_forwards: what is forwarded of containers on the host's network without their asking.
     """
 
     _log = Logger()
@@ -72,6 +81,8 @@ class Reconciler(Service):
         mirrors: Mirrors,
         owner: str,
         mirrored: Callable[[rewrite.Request], tuple[str, ...]],
+        made_here: MadeHere | None = None,
+        host_forwards: HostForwards | None = None,
     ) -> None:
         self._clock = clock
         self._api = api
@@ -79,11 +90,13 @@ class Reconciler(Service):
         self._mirrors = mirrors
         self._owner = owner
         self._mirrored = mirrored
+        self._host_forwards = host_forwards or HostForwards()
+        self.made_here = made_here or MadeHere()
         self._owned: dict[str, Owned] = {}
         self._starting: dict[str, int] = {}
         self._looks: dict[str, Deferred[None]] = {}
         self._look_again: set[str] = set()
-        self._images: dict[str, dict[str, Any] | None] = {}
+        self._blocked: dict[str, tuple[int, IDelayedCall]] = {}
         self._problems: dict[str, Problem] = {}
         self._stream: Deferred[None] | None = None
         self._retry: IDelayedCall | None = None
@@ -94,6 +107,8 @@ class Reconciler(Service):
         """Stop following. What is open stays open: closing is the forwards' own."""
         super().stopService()
         self.link_down()
+        for container in list(self._blocked):
+            self._unblocked(container)
 
     # The stream of events.
 
@@ -202,25 +217,50 @@ class Reconciler(Service):
 
         :param description: the daemon's answer to inspect, or None: the container is gone.
         """
-        owned = await self.owned(description) if description is not None else None
+        owned = self.owned(description) if description is not None else None
         if owned is None or description is None:
+            if description is None:
+                self.made_here.removed(container)
             await self._forget(container)
             return
         before = self._owned.get(container)
         self._owned[container] = owned
         await self._hold_mirrors(owned)
         if not owned.running:
-            await self._forwards.release(container)
+            await self._release(container)
             if before is not None and before.running:
                 self._bring_back(before)  # in the background: whoever asked for the look need not wait for it
             return
-        try:
-            await self._forwards.reserve(container, owned.name, owned.request.ports)
-        except RdaError as e:
-            self._problems[container] = Problem(owned.name, str(e), self._clock.seconds())
+        reservation = await self._forwards.reserve(container, owned.name, owned.ports, all_or_none=False)
+        if reservation.problem:
+            self._problems[container] = Problem(owned.name, reservation.problem, self._clock.seconds())
+            self._try_again(container)
+        else:
+            self._problems.pop(container, None)
+            self._unblocked(container)
+        await self._forwards.attach(container, owned.request.remote_ports(description, owned.ports))
+
+    def _try_again(self, container: str) -> None:
+        """A running container lacks a port that something else holds: look again by and by, until it is free."""
+        times, waiting = self._blocked.get(container, (0, None))
+        if waiting is not None and waiting.active():
             return
-        self._problems.pop(container, None)
-        await self._forwards.attach(container, ports.published(description))
+        seconds = min(RETRY_PORTS_SECONDS * 2**times, MAX_RETRY_PORTS_SECONDS)
+        again = self._clock.callLater(seconds, self._look_in_background, container)
+        self._blocked[container] = (times + 1, again)
+
+    def _unblocked(self, container: str) -> None:
+        _, waiting = self._blocked.pop(container, (0, None))
+        if waiting is not None and waiting.active():
+            waiting.cancel()
+
+    async def _release(self, container: str) -> None:
+        """Close a container's ports; whoever waits for one of them may have it now."""
+        self._unblocked(container)
+        open_before = bool(self._forwards.local(container))
+        await self._forwards.release(container)
+        for waiting in list(self._blocked) if open_before else ():
+            self._look_in_background(waiting)
 
     async def _hold_mirrors(self, owned: Owned) -> None:
         """Adopt the mirrors of a container that was made before this process started."""
@@ -232,7 +272,7 @@ class Reconciler(Service):
     async def _forget(self, container: str) -> None:
         before = self._owned.pop(container, None)
         self._problems.pop(container, None)
-        await self._forwards.release(container)
+        await self._release(container)
         if before is not None and before.running:
             self._bring_back(before).addCallback(lambda _: self._mirrors.release(container))
         else:
@@ -242,31 +282,30 @@ class Reconciler(Service):
         """A container has ended: let two-way mirrors see what it wrote last. What fails shows in their status."""
         return DeferredList([self._mirrors.complete(source) for source in ended.sources], consumeErrors=True)
 
-    async def owned(self, description: dict[str, Any]) -> Owned | None:
-        """Return a container as ours, or None when this context did not make it.
+    def is_ours(self, container: Mapping[str, object]) -> bool:
+        """Return whether this context made a container.
 
-        A label alone does not count: ``docker commit`` copies labels into an image, and from there into containers.
+        :param container: its inspect document, or its entry in a list.
         """
-        if not rewrite.claims(description, self._owner):
-            return None
-        image = await self._image(str(description.get("Image", "")))
-        if not rewrite.owns(description, image, self._owner):
+        if not rewrite.claims(container, self._owner):
+            return False
+        return self.made_here.holds(str(container.get("Id", "")), rewrite.request_of(container).nonce)
+
+    def owned(self, description: Mapping[str, Any]) -> Owned | None:
+        """Return a container as ours, or None when this context did not make it."""
+        if not self.is_ours(description):
             return None
         request = rewrite.request_of(description)
+        name = str(description.get("Name", "")).lstrip("/")
+        configured = self._host_forwards.of(name) if request.on_host_network else ()
         return Owned(
             id=str(description["Id"]),
-            name=str(description.get("Name", "")).lstrip("/"),
+            name=name,
             running=bool((description.get("State") or {}).get("Running")),
             request=request,
+            ports=tuple(dict.fromkeys((*request.ports, *configured))),
             sources=self._mirrored(request),
         )
-
-    async def _image(self, image: str) -> dict[str, Any] | None:
-        if image not in self._images:
-            if len(self._images) >= REMEMBERED_IMAGES:
-                self._images.pop(next(iter(self._images)))
-            self._images[image] = await self._api.inspect_image(image)
-        return self._images[image]
 
     # What the calls of clients need.
 

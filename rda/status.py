@@ -58,6 +58,7 @@ class ForwardStatus:
     :ivar remote: where the daemon published it on the remote host, or "" when it is not known yet.
     :ivar state: ``open``, ``reserved`` (listening; the container is not up yet) or ``not forwarded``.
     :ivar reason: for what is not forwarded, why.
+    :ivar dropped: datagrams that could not be passed on, or connections that were refused.
     """
 
     container: str
@@ -71,6 +72,7 @@ class ForwardStatus:
     connections_total: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
+    dropped: int = 0
 
 
 @dataclass(frozen=True)

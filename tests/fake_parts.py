@@ -8,6 +8,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, fail, succeed
 
 from rda.docker.ports import Listener
+from rda.forwards import Reservation
 from rda.sync.mirrors import Place
 
 
@@ -16,6 +17,7 @@ class FakeForwards:
 
     :ivar journal: what was asked, in order; may be shared.
     :ivar failure: what the next reservations fail with.
+    :ivar wanted: container -> what was reserved last.
     :ivar open: container -> its remote ports, None while they are only reserved.
     """
 
@@ -23,13 +25,15 @@ class FakeForwards:
         self.journal = journal
         self.failure: Exception | None = None
         self.open: dict[str, Mapping[str, int] | None] = {}
+        self.wanted: dict[str, Any] = {}
 
-    def reserve(self, container: str, name: str, wanted: Any) -> Deferred[None]:
+    def reserve(self, container: str, name: str, wanted: Any, all_or_none: bool = True) -> Deferred[Any]:
         self.journal.append(f"reserve {name} " + ",".join(one.key for one in wanted))
-        if self.failure:
+        if self.failure and all_or_none:
             return fail(self.failure)
+        self.wanted[container] = tuple(wanted)
         self.open.setdefault(container, None)
-        return succeed(None)
+        return succeed(Reservation(container, {}, str(self.failure or "")))
 
     def attach(self, container: str, remote: Mapping[str, int]) -> Deferred[None]:
         self.open[container] = dict(remote)

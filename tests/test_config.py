@@ -6,7 +6,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from rda.config import Config, Outside, Rule, load
+from rda.config import Config, Forward, Outside, Rule, load
 from rda.errors import ConfigError
 
 OUTSIDE = Outside(
@@ -103,6 +103,16 @@ class LoadTests(SynchronousTestCase):
         self.assertEqual(config.contexts[0].rules, (Rule("/data", "remote"), Rule("/secret", "refuse")))
         problems = self.problems('remote="a"\n[[bind]]\npath="/data"\nwhere="there"')
         self.assertIn("bind[0].where", problems[0])
+
+    def test_forwards(self) -> None:
+        """Ports of containers on the host's network are named by rules; each has to have both."""
+        config = read('remote="a"\n[[forward]]\ncontainer="db-*"\nports=["5432", "9000/udp"]')
+        self.assertEqual(config.contexts[0].forwards, (Forward("db-*", ("5432", "9000/udp")),))
+        problems = self.problems('remote="a"\n[[forward]]\nports=["x"]\n[[forward]]\ncontainer="a"\nport=1')
+        self.assertEqual(
+            [problem.partition(":")[0] for problem in problems],
+            ["forward[0].container", "forward[0].ports", "forward[1].ports", "forward[1].port"],
+        )
 
     def test_how_a_bind_is_mirrored(self) -> None:
         """A rule for a local path says how it is mirrored and what is left out; one for a remote path cannot."""

@@ -12,6 +12,7 @@ from rda.api import DaemonAPI
 from rda.containers import Containers
 from rda.docker import document, routes
 from rda.docker.binds import Rules, System
+from rda.docker.host_network import FORWARD_LABEL, HostForwards, read_ports
 from rda.docker.request import OWNER_LABEL, REQUEST_LABEL, find_request
 from rda.docker.routes import Call, Outgoing
 from rda.docker.sources import Sources
@@ -30,7 +31,6 @@ class ContainersCase(SynchronousTestCase):
         self.daemon, self.endpoint = daemon()
         self.journal: list[str] = []
         self.forwards, self.mirrors = FakeForwards(self.journal), FakeMirrors(self.journal)
-        self.daemon.answers["/images/sha256:1/json"] = 200, {"Config": {"Labels": None}}
         api = DaemonAPI(Clock(), self.endpoint)
         sources = Sources(System.LINUX, Rules.of([("/secret", "refuse"), ("/srv", "remote")]))
         parts: Any = (self.forwards, self.mirrors)
@@ -62,7 +62,7 @@ class ContainersCase(SynchronousTestCase):
             "Name": "/web",
             "Image": "sha256:1",
             "State": {"Running": running},
-            "Config": {"Labels": sent.body["Labels"]},
+            "Config": {"Labels": dict(sent.body["Labels"])},
             "HostConfig": host_config,
             "NetworkSettings": {"Ports": ports},
         }
@@ -150,6 +150,82 @@ class CreateTests(ContainersCase):
         call, sent = self.create(PortBindings={"53/udp": [{"HostPort": "5353"}]})
         answer = self.answer(call, sent, 201, {"Id": WEB})
         self.assertEqual(answer["Warnings"], ["rda: 53/udp is not forwarded: no python3"])
+
+    def test_udp_warning_for_exposed_ports(self) -> None:
+        """The same of ports that are published because the image exposes them."""
+        self.daemon.answers["/images/busybox/json"] = 200, {"Config": {"ExposedPorts": {"53/udp": {}}}}
+        call, sent = self.create(PublishAllPorts=True)
+        answer = self.answer(call, sent, 201, {"Id": WEB})
+        self.assertEqual(answer["Warnings"], ["rda: 53/udp is not forwarded: no python3"])
+
+    def test_host_network(self) -> None:
+        """With network mode host the answer says how to have ports here, unless some are named."""
+        call, sent = self.create(NetworkMode="host")
+        (warning,) = self.answer(call, sent, 201, {"Id": WEB})["Warnings"]
+        self.assertIn("--label io.rda.forward=PORT", warning)
+        body = {"Image": "x", "Labels": {FORWARD_LABEL: "8080, 9000"}, "HostConfig": {"NetworkMode": "host"}}
+        call, decision = self.ask(b"POST", b"/containers/create", body)
+        sent = self.successResultOf(decision)
+        self.assertEqual(self.answer(call, sent, 201, {"Id": WEB}), {"Id": WEB})
+        self.assertEqual((sent.body or {})["Labels"][FORWARD_LABEL], "8080, 9000")  # type: ignore[index]
+
+    def test_host_network_configured(self) -> None:
+        """A container that the configuration forwards ports of needs no warning."""
+        self.containers._host_forwards = HostForwards([("db-*", read_ports(["5432"]))])
+        body = {"Image": "x", "HostConfig": {"NetworkMode": "host"}}
+        for name, count in ((b"db-1", 0), (b"web", 1)):
+            call, decision = self.ask(b"POST", b"/containers/create?name=" + name, dict(body))
+            answer = self.answer(call, self.successResultOf(decision), 201, {"Id": WEB})
+            self.assertEqual(len(answer.get("Warnings", [])), count)
+
+    def test_copy_of_the_labels(self) -> None:
+        """Only the container that the daemon made for the create is ours, not another one with its labels."""
+        call, sent = self.create(PortBindings=BINDINGS)
+        self.answer(call, sent, 201, {"Id": WEB})
+        labels = {"Labels": (sent.body or {})["Labels"]}
+        self.assertTrue(self.reconciler.is_ours({"Id": WEB, **labels}))
+        self.assertFalse(self.reconciler.is_ours({"Id": "b" * 64, **labels}))
+
+    def test_refused_create(self) -> None:
+        """A create that the daemon refused has made nothing: what carries its labels later is not ours."""
+        call, sent = self.create(PortBindings=BINDINGS)
+        self.answer(call, sent, 409, {"message": "name in use"})
+        self.assertFalse(self.reconciler.is_ours({"Id": WEB, "Labels": (sent.body or {})["Labels"]}))
+
+    def test_labels_of_images(self) -> None:
+        """What makes an image cannot give it our labels."""
+        for target in (
+            b"/build?labels=%7B%22io.rda.owner%22%3A%22me%22%7D",
+            b"/build?labels=%7B%22a%22%3A%22b%22%2C%22io.rda.request%22%3A%22%7B%7D%22%7D",
+            b"/images/create?fromSrc=-&changes=LABEL%20io.rda.owner%3Dme",
+            b"/commit?container=web&changes=CMD%20x&changes=label%20a%3Db%20%22io.rda.request%22%3D1",
+        ):
+            _, decision = self.ask(b"POST", target)
+            self.assertIn("rda's own", str(self.failureResultOf(decision, BadRequest).value))
+        for target in (
+            b"/build?labels=%7B%22io.rda.forward%22%3A%228080%22%7D",
+            b"/build?t=x",
+            b"/images/create?fromImage=busybox",
+            b"/images/create?changes=LABEL%20io.rda.forward%3D1",
+        ):
+            _, decision = self.ask(b"POST", target)
+            self.assertEqual(self.successResultOf(decision), Outgoing())
+
+    def test_commit(self) -> None:
+        """An image that is committed of a container of ours gets our labels empty."""
+        call, sent = self.create()
+        self.there_is(sent)
+        self.answer(call, sent, 201, {"Id": WEB})
+        _, decision = self.ask(b"POST", b"/commit?container=web&changes=CMD%20x")
+        self.assertEqual(
+            self.successResultOf(decision).query,
+            (
+                ("container", "web"),
+                ("changes", "CMD x"),
+                ("changes", f'LABEL {OWNER_LABEL}=""'),
+                ("changes", f'LABEL {REQUEST_LABEL}=""'),
+            ),
+        )
 
 
 class StartTests(ContainersCase):
@@ -258,6 +334,16 @@ class ShownTests(ContainersCase):
         (listed,) = self.answer(call, self.successResultOf(decision), 200, [item])
         self.assertEqual([one["PublicPort"] for one in listed["Ports"]], [8080, 8080])
         self.assertNotIn(REQUEST_LABEL, listed["Labels"])
+
+    def test_images(self) -> None:
+        """Images do not show the labels that a commit has left in them."""
+        labels = {OWNER_LABEL: "", "a": "b"}
+        call = routes.match(b"GET", b"/images/x/json")
+        shown = self.answer(call, Outgoing(), 200, {"Config": {"Labels": labels}, "ContainerConfig": None})
+        self.assertEqual(shown, {"Config": {"Labels": {"a": "b"}}, "ContainerConfig": None})
+        call = routes.match(b"GET", b"/images/json")
+        shown = self.answer(call, Outgoing(), 200, [{"Labels": {OWNER_LABEL: ""}}, {"Labels": None}])
+        self.assertEqual(shown, [{"Labels": None}, {"Labels": None}])
 
     def test_errors_pass(self) -> None:
         """An error answer is shown as it came."""

@@ -207,6 +207,18 @@ class ReserveTests(ForwardsCase):
         self.fails(WEB, Published(81, "tcp", "", 8081, 8081))
         self.assertEqual(set(self.machine.open), {("127.0.0.1", 8080), ("::1", 8080)})
 
+    def test_in_use_partly(self) -> None:
+        """For a container that runs already, what can be opened is, and the rest is told and tried again later."""
+        self.machine.errors["127.0.0.1", 8081] = errno.EADDRINUSE
+        ports = (WEB, Published(81, "tcp", "", 8081, 8081))
+        reservation = self.successResultOf(self.forwards.reserve("c1", "/web", ports, all_or_none=False))
+        self.assertIn("Bind for 0.0.0.0:8081 failed", reservation.problem)
+        self.assertEqual(set(self.machine.open), {("127.0.0.1", 8080), ("::1", 8080)})
+        self.assertEqual([one.state for one in self.forwards.status()], ["reserved", "not forwarded"])
+        self.machine.errors.clear()
+        reservation = self.successResultOf(self.forwards.reserve("c1", "/web", ports, all_or_none=False))
+        self.assertEqual((reservation.problem, len(self.machine.open)), ("", 4))
+
     def test_privileged(self) -> None:
         """A privileged port that cannot be opened fails with what to do about it."""
         self.machine.errors["127.0.0.1"] = errno.EACCES

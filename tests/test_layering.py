@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("containers",),
     ("reconciler",),
     ("api", "forwards", "splice", "udp", "sync", "proxy", "ssh", "pages"),
-    ("docker", "policy", "config", "status", "interfaces", "sockets", "flow", "peers"),
+    ("docker", "policy", "config", "status", "interfaces", "sockets", "flow", "peers", "made_here"),
     ("callers",),
     ("errors",),
     ("",),

@@ -8,9 +8,11 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from rda.api import DaemonAPI
+from rda.docker.host_network import HostForwards, read_ports
+from rda.docker.ports import Published
 from rda.docker.request import OWNER_LABEL, REQUEST_LABEL, Request
 from rda.errors import PortUnavailable
-from rda.reconciler import Reconciler
+from rda.reconciler import RETRY_PORTS_SECONDS, Reconciler
 from tests.fake_daemon import daemon
 from tests.fake_parts import FakeForwards, FakeMirrors
 
@@ -37,7 +39,6 @@ class ReconcilerTests(SynchronousTestCase):
         self.daemon, self.endpoint = daemon()
         self.forwards, self.mirrors = FakeForwards([]), FakeMirrors([])
         self.daemon.answers["/containers/json"] = 200, []
-        self.daemon.answers["/images/sha256:1/json"] = 200, {"Config": {"Labels": None}}
         api = DaemonAPI(self.clock, self.endpoint)
         self.reconciler = Reconciler(
             self.clock,
@@ -47,6 +48,7 @@ class ReconcilerTests(SynchronousTestCase):
             OWNER,
             lambda request: request.sources,
         )
+        self.reconciler.made_here.made("n1", WEB)
         self.reconciler.startService()
         self.addCleanup(self.reconciler.stopService)
 
@@ -77,14 +79,30 @@ class ReconcilerTests(SynchronousTestCase):
         self.link_up()
         self.assertEqual((self.forwards.open, self.mirrors.held), ({}, {}))
 
-    def test_label_from_an_image_does_not_count(self) -> None:
-        """A container whose label came with its image (docker commit) is not ours."""
-        description = container()
-        labels = description["Config"]["Labels"]
-        self.daemon.answers["/images/sha256:1/json"] = 200, {"Config": {"Labels": labels}}
-        self.there_is(description)
+    def test_copied_labels_do_not_count(self) -> None:
+        """A container that was not made here is not ours, whatever labels it got (docker commit, --label, a tool)."""
+        self.reconciler.made_here.removed(WEB)
+        self.there_is(container())
         self.link_up()
-        self.assertEqual(self.forwards.open, {})
+        self.assertEqual((self.forwards.open, self.mirrors.held), ({}, {}))
+
+    def test_create_without_an_answer(self) -> None:
+        """A container whose create was never answered here is recognised, and no later copy of it."""
+        self.reconciler.made_here.removed(WEB)
+        self.reconciler.made_here.intend("n1")
+        self.there_is(container())
+        self.link_up()
+        self.assertEqual(self.forwards.open, {WEB: {"80/tcp": 32768}})
+        self.assertFalse(self.reconciler.is_ours({**container(), "Id": "b" * 64}))
+
+    def test_host_network(self) -> None:
+        """What is forwarded of a container on the host's network is what its label and the configuration name."""
+        self.reconciler._host_forwards = HostForwards([("w*", read_ports(["9000/udp"]))])
+        self.there_is(container(network_mode="host", forward=("18080:8080",)))
+        self.link_up()
+        self.assertEqual(self.forwards.open, {WEB: {"8080/tcp": 8080, "9000/udp": 9000}})
+        ports = (Published(8080, "tcp", "", 18080, 18080), Published(9000, "udp", "", 9000, 9000))
+        self.assertEqual(self.forwards.wanted[WEB], ports)
 
     def test_follows_events(self) -> None:
         """Start opens, die closes, destroy forgets."""
@@ -181,6 +199,40 @@ class ReconcilerTests(SynchronousTestCase):
         self.forwards.failure = None
         self.event("start", **{OWNER_LABEL: OWNER})
         self.assertEqual(self.reconciler.problems(), ())
+
+    def test_port_in_use_for_a_while(self) -> None:
+        """A port that cannot be opened is tried again by itself, ever more seldom."""
+        self.forwards.failure = PortUnavailable("port is already allocated")
+        self.there_is(container())
+        self.link_up()
+        asked = len(self.daemon.seen)
+        for seconds in (RETRY_PORTS_SECONDS, 2 * RETRY_PORTS_SECONDS, 4 * RETRY_PORTS_SECONDS):
+            self.clock.advance(seconds)
+            self.endpoint.pump()
+        self.assertEqual(len(self.daemon.seen), asked + 3)
+        self.forwards.failure = None
+        self.clock.advance(8 * RETRY_PORTS_SECONDS)
+        self.endpoint.pump()
+        self.assertEqual(self.reconciler.problems(), ())
+        self.clock.advance(100)
+        self.endpoint.pump()
+        self.assertEqual(len(self.daemon.seen), asked + 4)
+
+    def test_port_in_use_until_another_ends(self) -> None:
+        """A port that another container gives up is opened for the one that waits for it at once."""
+        other = "b" * 64
+        self.reconciler.made_here.made("n1", other)
+        self.forwards.open[other] = {"80/tcp": 1}
+        self.forwards.failure = PortUnavailable("port is already allocated")
+        self.there_is(container())
+        self.link_up()
+        self.forwards.failure = None
+        self.daemon.answers[f"/containers/{other}/json"] = 200, {**container(running=False), "Id": other}
+        actor = {"ID": other, "Attributes": {OWNER_LABEL: OWNER}}
+        self.daemon.event({"Type": "container", "Action": "die", "Actor": actor})
+        self.endpoint.pump()
+        self.assertEqual(self.reconciler.problems(), ())
+        self.assertEqual(self.forwards.open, {WEB: {"80/tcp": 32768}})
 
     def test_looks_do_not_overlap(self) -> None:
         """Events that come during a look cause one more look after it, not one each."""

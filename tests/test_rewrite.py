@@ -40,6 +40,11 @@ LOCAL: Listeners = {
 }
 
 
+def mine(container: Mapping[str, object]) -> bool:
+    """Whether a container is ours: here, labels are enough."""
+    return rewrite.claims(container, OWNER)
+
+
 def load(name: str) -> Any:
     """A document from tests/data."""
     return json.loads((DATA / f"{name}.json").read_text())
@@ -89,7 +94,7 @@ class OutwardTests(SynchronousTestCase):
         self.assertEqual(sent["HostConfig"], {"VolumesFrom": ["donor:ro"]})
         shown = {**inspected(sent), "Mounts": [{"Type": "bind", "Source": "/mirror/src", "Destination": "/app"}]}
         self.assertEqual(rewrite.request_of(shown).sources, ("/src",))
-        self.assertEqual(rewrite.inward_inspect(shown, OWNER, None)["Mounts"][0]["Source"], "/src")
+        self.assertEqual(rewrite.inward_inspect(shown, mine, None)["Mounts"][0]["Source"], "/src")
 
     def test_minimal(self) -> None:
         """A document without anything to rewrite only gets our labels."""
@@ -128,7 +133,7 @@ class OutwardTests(SynchronousTestCase):
         document = {"HostConfig": {"Binds": [r"C:\src:/app:ro"]}}
         sent = outward(document, places={r"C:\src": "/mirror/c"})
         self.assertEqual(sent["HostConfig"]["Binds"], ["/mirror/c:/app:ro"])
-        shown = rewrite.inward_inspect(inspected(sent), OWNER, {})
+        shown = rewrite.inward_inspect(inspected(sent), mine, {})
         self.assertEqual(shown["HostConfig"], document["HostConfig"])
 
     def test_publish_all(self) -> None:
@@ -218,7 +223,7 @@ class InwardTests(SynchronousTestCase):
     def test_inspect(self) -> None:
         """Inspect shows what it shows without rda."""
         direct = load("inspect_direct")
-        shown = rewrite.inward_inspect(load("inspect_remote"), OWNER, LOCAL)
+        shown = rewrite.inward_inspect(load("inspect_remote"), mine, LOCAL)
         self.assertEqual(shown["HostConfig"], direct["HostConfig"])
         for config in (shown["Config"], direct["Config"]):
             config["Hostname"] = "c1"  # type: ignore[index]
@@ -235,14 +240,14 @@ class InwardTests(SynchronousTestCase):
     def test_list(self) -> None:
         """The list shows what it shows without rda."""
         (direct,) = load("list_direct")
-        (shown,) = rewrite.inward_list(load("list_remote"), OWNER, {}.get)
+        (shown,) = rewrite.inward_list(load("list_remote"), mine, {}.get)
         assert isinstance(shown, dict)
         self.assertEqual(shown["Labels"], direct["Labels"])
         self.assertEqual(self.mounts(shown), self.mounts(direct))
         self.assertEqual(list(shown), list(direct))
         self.assertEqual({port["PrivatePort"] for port in shown["Ports"]}, {53, 80, 81, 82})
         self.assertFalse(any("PublicPort" in port or "IP" in port for port in shown["Ports"]))
-        (shown,) = rewrite.inward_list(load("list_remote"), OWNER, lambda container: LOCAL)
+        (shown,) = rewrite.inward_list(load("list_remote"), mine, lambda container: LOCAL)
         assert isinstance(shown, dict)
 
         def key(port: Any) -> tuple[object, ...]:
@@ -254,18 +259,18 @@ class InwardTests(SynchronousTestCase):
         """The filters that were held back match what the user sees."""
         for publish, count in (("18080", 1), ("32769", 0)):
             _, rest = rewrite.outward_filters((("filters", json.dumps({"publish": [publish]})),))
-            self.assertEqual(len(rewrite.inward_list(load("list_remote"), OWNER, lambda _: LOCAL, rest)), count)
+            self.assertEqual(len(rewrite.inward_list(load("list_remote"), mine, lambda _: LOCAL, rest)), count)
         _, rest = rewrite.outward_filters((("filters", '{"volume":["/srv/app/logs"]}'),))
-        self.assertEqual(len(rewrite.inward_list(load("list_remote"), OWNER, lambda _: LOCAL, rest)), 1)
+        self.assertEqual(len(rewrite.inward_list(load("list_remote"), mine, lambda _: LOCAL, rest)), 1)
 
     def test_disk_usage(self) -> None:
         """system df shows its containers as the list does."""
-        shown = rewrite.inward_disk_usage(load("df_remote"), OWNER, lambda container: LOCAL)
+        shown = rewrite.inward_disk_usage(load("df_remote"), mine, lambda container: LOCAL)
         item = shown["Containers"][0]  # type: ignore[index]
-        (listed,) = rewrite.inward_list(load("list_remote"), OWNER, lambda container: LOCAL)
+        (listed,) = rewrite.inward_list(load("list_remote"), mine, lambda container: LOCAL)
         self.assertEqual(sorted(map(str, item["Ports"])), sorted(map(str, listed["Ports"])))  # type: ignore[index]
         self.assertNotIn(OWNER_LABEL, item["Labels"])
-        self.assertEqual(rewrite.inward_disk_usage({"Containers": None}, OWNER, {}.get), {"Containers": None})
+        self.assertEqual(rewrite.inward_disk_usage({"Containers": None}, mine, {}.get), {"Containers": None})
 
     def test_events(self) -> None:
         """Events come without our labels, and else as without rda."""
@@ -288,19 +293,19 @@ class InwardTests(SynchronousTestCase):
         """A container that does not run shows no ports, as the daemon has none for it."""
         document = load("inspect_remote")
         document["NetworkSettings"]["Ports"] = {}
-        self.assertEqual(rewrite.inward_inspect(document, OWNER, LOCAL)["NetworkSettings"]["Ports"], {})  # type: ignore[index]
+        self.assertEqual(rewrite.inward_inspect(document, mine, LOCAL)["NetworkSettings"]["Ports"], {})  # type: ignore[index]
 
     def test_not_forwarded(self) -> None:
         """A port that is not open here shows as not published."""
-        ports = rewrite.inward_inspect(load("inspect_remote"), OWNER, None)["NetworkSettings"]["Ports"]  # type: ignore[index]
+        ports = rewrite.inward_inspect(load("inspect_remote"), mine, None)["NetworkSettings"]["Ports"]  # type: ignore[index]
         self.assertEqual(set(ports.values()), {None})
 
     def test_of_others(self) -> None:
         """Containers of others, and those without rda, are shown as they are, but for our labels."""
         direct = load("inspect_direct")
-        self.assertEqual(rewrite.inward_inspect(direct, OWNER, LOCAL), direct)
+        self.assertEqual(rewrite.inward_inspect(direct, mine, LOCAL), direct)
         remote = load("inspect_remote")
-        shown = rewrite.inward_inspect(remote, "another", LOCAL)
+        shown = rewrite.inward_inspect(remote, lambda _: False, LOCAL)
         self.assertEqual(shown["HostConfig"], remote["HostConfig"])
         self.assertEqual(shown["NetworkSettings"], remote["NetworkSettings"])
         self.assertNotIn(OWNER_LABEL, shown["Config"]["Labels"])  # type: ignore[index]
@@ -364,7 +369,7 @@ class LawTests(SynchronousTestCase):
         """Whatever was asked for is shown again, in its order; and none of it is asked of the remote host."""
         places = {bind.path: f"/mirror/{n}" for n, bind in enumerate(container_binds(document))}
         sent = outward(document, places=places)
-        shown = rewrite.inward_inspect(inspected(sent), OWNER, {})
+        shown = rewrite.inward_inspect(inspected(sent), mine, {})
         expected = inspected(document)
         host = expected["HostConfig"]
         if host.get("PublishAllPorts") and "PortBindings" in sent["HostConfig"]:
@@ -383,29 +388,16 @@ class LawTests(SynchronousTestCase):
 
 
 class OwnershipTests(SynchronousTestCase):
-    """request_of, claims and owns."""
+    """request_of and claims."""
 
     def container(self, **labels: str) -> dict[str, Any]:
         """An inspect document with a request label, and others."""
         return {"Id": "c1", "Config": {"Labels": {REQUEST_LABEL: Request(NONCE).label(), OWNER_LABEL: OWNER, **labels}}}
 
-    def test_owned(self) -> None:
-        """A container with our labels, from an image without them, is ours."""
-        for image in ({"Config": {"Labels": None}}, {"Config": None}, {}, None):
-            self.assertTrue(rewrite.owns(self.container(), image, OWNER))
-
-    def test_made_through_us_of_a_committed_image(self) -> None:
-        """A container that we made of an image that carries an older request is ours."""
-        image = {"Config": {"Labels": {OWNER_LABEL: OWNER, REQUEST_LABEL: Request("another").label()}}}
-        self.assertTrue(rewrite.owns(self.container(), image, OWNER))
-
-    def test_copied(self) -> None:
-        """Labels that a container has from its image do not count."""
-        self.assertFalse(rewrite.owns(self.container(), self.container(), OWNER))
-
     def test_of_others(self) -> None:
         """Containers of other owners, or with labels that we do not understand, are not ours."""
-        self.assertFalse(rewrite.owns(self.container(), None, "another"))
+        self.assertTrue(rewrite.claims(self.container(), OWNER))
+        self.assertFalse(rewrite.claims(self.container(), "another"))
         for label in (
             "",
             "x",
@@ -418,7 +410,6 @@ class OwnershipTests(SynchronousTestCase):
         ):
             container = self.container(**{REQUEST_LABEL: label})
             self.assertFalse(rewrite.claims(container, OWNER), label)
-            self.assertFalse(rewrite.owns(container, None, OWNER), label)
             self.assertRaises(BadRequest, rewrite.request_of, container)
         self.assertIsNone(rewrite.owner_of({"Labels": {OWNER_LABEL: 1}}))
 

@@ -90,7 +90,7 @@ class MatchTests(SynchronousTestCase):
         for raw in (
             b"/_ping",
             b"/v1.45/images/create?fromImage=a%2Fb&tag=x",
-            b"/images/a/b:c@sha256:1/json",
+            b"/images/a/b:c@sha256:1/history",
             b"/x?a=%7b",
         ):
             call = match(b"GET", raw)

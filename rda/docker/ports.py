@@ -18,6 +18,7 @@ __all__ = [
     "Listener",
     "Listeners",
     "Published",
+    "binding",
     "port_key",
     "port_range",
     "published",
@@ -99,8 +100,18 @@ def _binding(port: int, protocol: str, entry: Mapping[str, object]) -> Published
     address, host_port = entry.get("HostIp") or "", entry.get("HostPort") or ""
     if not isinstance(address, str) or not isinstance(host_port, str):
         raise BadRequest(f"HostIp and HostPort of port {port}/{protocol} in the request document have to be texts")
+    return binding(port, protocol, address, host_port)
+
+
+def binding(port: int, protocol: str, host_ip: str, host_port: str) -> Published:
+    """Make a binding of its texts.
+
+    :param host_ip: with or without brackets; "" for the default addresses.
+    :param host_port: a port or a range; "" or "0" for any free one.
+    :raises BadRequest: the address or the port is none.
+    """
     first, last = port_range(host_port) if host_port else (0, 0)
-    return Published(port, protocol, _address(address), *((first, last) if first else (0, 0)))
+    return Published(port, protocol, _address(host_ip), *((first, last) if first else (0, 0)))
 
 
 def _address(text: str) -> str:

@@ -5,11 +5,12 @@ The remote is the truth: after a restart of rda, the labels are all that is left
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from rda.docker.document import object_of, parse_any, serialise, text_list, text_of
-from rda.docker.ports import Published, requested
+from rda.docker.host_network import FORWARD_LABEL, read_ports
+from rda.docker.ports import Published, published, requested
 from rda.errors import BadRequest, RdaError
 
 __all__ = [
@@ -20,14 +21,14 @@ __all__ = [
     "claims",
     "find_request",
     "hidden",
+    "is_ours",
     "labels_of",
     "owner_of",
-    "owns",
     "publishes",
     "request_of",
 ]
 
-#: Labels that begin so are rda's: clients neither set nor see them.
+#: Labels that begin so are rda's: clients neither set nor see them (but :data:`FORWARD_LABEL`).
 LABEL_PREFIX = "io.rda."
 OWNER_LABEL = "io.rda.owner"
 REQUEST_LABEL = "io.rda.request"
@@ -57,6 +58,7 @@ class Request:
     :ivar shown: remote path -> the path that Docker would show, for the places that name the path alone.
     :ivar sources: the bind paths that are mirrored for it, as the client's system writes them, each once, in order.
     :ivar network_mode: the original NetworkMode.
+    :ivar forward: the ports that :data:`FORWARD_LABEL` names, as it does, with network mode host.
     """
 
     nonce: str
@@ -67,6 +69,7 @@ class Request:
     shown: Mapping[str, str] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
     network_mode: str = ""
+    forward: tuple[str, ...] = ()
 
     def label(self) -> str:
         """Return the label's value: compact JSON, what is empty left out."""
@@ -79,14 +82,31 @@ class Request:
             fields |= {"originals": dict(self.originals), "shown": dict(self.shown), "sources": list(self.sources)}
         if self.network_mode:
             fields["net"] = self.network_mode
+        if self.forward:
+            fields["forward"] = list(self.forward)
         return serialise(fields).decode("utf-8")
 
     @property
     def ports(self) -> tuple[Published, ...]:
-        """What it publishes; nothing where the network mode publishes nothing."""
+        """What it publishes, or has forwarded; nothing where the network mode publishes nothing."""
+        if self.on_host_network:
+            return read_ports(self.forward)
         if not publishes(self.network_mode):
             return ()
         return requested(self.bindings, self.publish_all, self.exposed)
+
+    @property
+    def on_host_network(self) -> bool:
+        """Whether its container's ports are the remote host's own."""
+        return self.network_mode == "host"
+
+    def remote_ports(self, inspect: Mapping[str, object], ports: Iterable[Published]) -> dict[str, int]:
+        """Return where a running container's ports are on the remote host: container port -> port of its 127.0.0.1.
+
+        :param inspect: the daemon's description of it.
+        :param ports: those that are wanted here.
+        """
+        return {one.key: one.port for one in ports} if self.on_host_network else published(inspect)
 
 
 def find_request(labels: object) -> Request | None:
@@ -106,6 +126,7 @@ def find_request(labels: object) -> Request | None:
             shown=_texts(fields.get("shown")),
             sources=tuple(text_list(fields.get("sources"), "sources")),
             network_mode=text_of(fields.get("net"), "net"),
+            forward=tuple(text_list(fields.get("forward"), "forward")),
         )
         understood = fields.get("v") == _VERSION and request.nonce and request.ports is not None
     except RdaError:
@@ -135,27 +156,21 @@ def owner_of(document: Mapping[str, object]) -> str | None:
 
 
 def claims(container: Mapping[str, object], owner: str) -> bool:
-    """Return whether a container's labels say that ``owner`` made it; :func:`owns` says whether that counts."""
-    return owner_of(container) == owner and find_request(labels_of(container)) is not None
+    """Return whether a container's labels say that ``owner`` made it.
 
-
-def owns(container: Mapping[str, object], image: Mapping[str, object] | None, owner: str) -> bool:
-    """Return whether a container was created through rda as ``owner``.
-
-    ``docker commit`` copies a container's labels into an image, and from there into containers that never passed
-    through rda: a label counts only where the image does not carry the same request.
-
-    :param container: its inspect document.
-    :param image: its image's inspect document; None when the image is gone, and so has no labels to copy.
+    That counts only where :class:`rda.made_here.MadeHere` holds the container too: labels can be copied.
     """
-    if not claims(container, owner):
-        return False
-    return labels_of(image or {}).get(REQUEST_LABEL) != labels_of(container).get(REQUEST_LABEL)
+    return owner_of(container) == owner and find_request(labels_of(container)) is not None
 
 
 def hidden(labels: Mapping[str, object]) -> dict[str, object]:
     """Return labels without rda's own."""
-    return {name: value for name, value in labels.items() if not name.startswith(LABEL_PREFIX)}
+    return {name: value for name, value in labels.items() if not is_ours(name)}
+
+
+def is_ours(label: str) -> bool:
+    """Return whether a label is one that only rda sets."""
+    return label.startswith(LABEL_PREFIX) and label != FORWARD_LABEL
 
 
 def labels_of(document: Mapping[str, object]) -> Mapping[str, object]:

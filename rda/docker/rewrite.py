@@ -23,6 +23,8 @@ from rda.docker.binds import (
     volume_source,
 )
 from rda.docker.document import canonical, fold, object_of, objects, text_of
+from rda.docker.host_network import FORWARD_LABEL, read_ports
+from rda.docker.labels import check_labels, with_labels_shown
 from rda.docker.listing import ListFilter, outward_filters
 from rda.docker.ports import Listeners, Published, requested, shown_addresses
 from rda.docker.request import (
@@ -34,18 +36,18 @@ from rda.docker.request import (
     find_request,
     hidden,
     owner_of,
-    owns,
     publishes,
     request_of,
 )
 from rda.docker.schemas import CONTAINER_CREATE, HOST_CONFIG, SERVICE, VOLUME_CREATE
-from rda.errors import BadRequest, Refused
+from rda.errors import Refused
 
 __all__ = [
     "LABEL_PREFIX",
     "OWNER_LABEL",
     "REQUEST_LABEL",
     "ListFilter",
+    "Mine",
     "Request",
     "Wanted",
     "canonical_create",
@@ -66,13 +68,15 @@ __all__ = [
     "outward_filters",
     "outward_volume",
     "owner_of",
-    "owns",
     "request_of",
     "wanted",
 ]
 
 #: What the remote daemon is asked for instead of each binding: reachable from the remote host itself only, and free.
 _REMOTE_BINDING = {"HostIp": "127.0.0.1", "HostPort": ""}
+
+#: Whether a container (inspect document or list entry) is ours.
+Mine = Callable[[Mapping[str, object]], bool]
 
 #: Fields of HostConfig that old daemons (20.10) also read at the top of a create document.
 _MISPLACED = frozenset(HOST_CONFIG.fields) - frozenset(CONTAINER_CREATE.fields)
@@ -83,7 +87,8 @@ class Wanted:
     """What a create document asks of this machine.
 
     :ivar binds: every bind mount, in document order.
-    :ivar ports: every published port; none where the network mode publishes none.
+    :ivar ports: every published port; with network mode host, those that the label names; none with other modes that
+        publish none.
     :ivar image: as it is named.
     :ivar network_mode: as it is named, "" for the default.
     :ivar publish_all: whether the ports that the image exposes are published too: they have to be looked up.
@@ -122,14 +127,22 @@ def wanted(document: Mapping[str, object], exposed: Iterable[str] = ()) -> Wante
     publish_all = host_config.get("PublishAllPorts") is True
     keys = [*object_of(document.get("ExposedPorts"), "ExposedPorts"), *exposed]
     ports = requested(host_config.get("PortBindings"), publish_all, keys)
+    if not publishes(mode):
+        ports = read_ports(_forward_specs(document)) if mode == "host" else ()
     return Wanted(
         binds=container_binds(document),
-        ports=ports if publishes(mode) else (),
+        ports=ports,
         image=text_of(document.get("Image"), "Image"),
         network_mode=mode,
         publish_all=publish_all,
         volumes_from=tuple(str(name) for name in _list(host_config.get("VolumesFrom"))),
     )
+
+
+def _forward_specs(document: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the ports that the label of a create document names, as it writes them."""
+    text = text_of(object_of(document.get("Labels"), "Labels").get(FORWARD_LABEL), f"Labels[{FORWARD_LABEL!r}]")
+    return tuple(spec.strip() for spec in text.split(",") if spec.strip())
 
 
 # Outward.
@@ -143,6 +156,7 @@ def outward(
     exposed: Iterable[str] = (),
     remote: Mapping[str, str] | None = None,
     inherited: Sequence[Request] = (),
+    configured: Sequence[Published] = (),
 ) -> tuple[dict[str, object], tuple[str, ...]]:
     """Rewrite a container's create document for the remote daemon.
 
@@ -152,6 +166,7 @@ def outward(
     :param exposed: the keys of its image's ExposedPorts: needed when it publishes them all.
     :param remote: bind path -> the remote host's own path that it means, for every bind that is not mirrored.
     :param inherited: the requests of the containers in its VolumesFrom, whose mounts it gets too.
+    :param configured: the ports that the configuration forwards of it, should it be on the host's network.
     :return: the new document, and warnings for create's answer.
     :raises BadRequest: it cannot be understood, or sets rda's own labels.
     :raises Refused: something in it cannot be had over SSH, or a bind is in neither mapping.
@@ -160,10 +175,10 @@ def outward(
     result = canonical_create(dict(document))
     warnings = _drop_misplaced(result)
     asked = wanted(result, exposed)
-    labels = _client_labels(result.get("Labels"), "Labels")
+    labels = check_labels(result.get("Labels"), "Labels")
     host_config = dict(object_of(result.get("HostConfig"), "HostConfig"))
     for mount in objects(host_config.get("Mounts"), "HostConfig.Mounts"):
-        _client_labels(object_of(mount.get("VolumeOptions"), "VolumeOptions").get("Labels"), "VolumeOptions.Labels")
+        check_labels(object_of(mount.get("VolumeOptions"), "VolumeOptions").get("Labels"), "VolumeOptions.Labels")
     paths = {**(remote or {}), **places}
     moved = _moved(asked.binds, paths)
     own_sources = [bind.path for bind in asked.binds if bind.path in places]
@@ -178,15 +193,29 @@ def outward(
         shown={path: source for one in inherited for path, source in one.shown.items()} | _shown(moved, paths),
         sources=tuple(dict.fromkeys([*own_sources, *(source for one in inherited for source in one.sources)])),
         network_mode=asked.network_mode,
+        forward=_forward_specs(result) if asked.network_mode == "host" else (),
     )
     _move_binds(host_config, moved, paths, lambda bind: _volume_labels(bind, paths, owner, nonce))
     _move_ports(host_config, request)
     if host_config:
         result["HostConfig"] = host_config
     result["Labels"] = {**labels, OWNER_LABEL: owner, REQUEST_LABEL: request.label()}
-    if asked.network_mode == "host":
-        warnings += ("rda: with network mode host, the container's ports are open on the remote host, not here",)
-    return result, warnings
+    return result, (*warnings, *_host_warnings(asked, _forward_specs(result), configured))
+
+
+def _host_warnings(asked: Wanted, named: Sequence[str], configured: Sequence[Published]) -> tuple[str, ...]:
+    """Say what becomes of the ports of a container on the host's network."""
+    if asked.network_mode != "host":
+        ignored = (
+            f"rda: the label {FORWARD_LABEL} is ignored: it is for network mode host. Publish the ports instead (-p)"
+        )
+        return (ignored,) if named else ()
+    if asked.ports or configured:
+        return ()
+    return (
+        "rda: with network mode host, the container's ports are open on the remote host, not here. To have some of "
+        f"them here too, name them with --label {FORWARD_LABEL}=PORT[/udp],… or in [[forward]] of rda's configuration",
+    )
 
 
 def _drop_misplaced(document: dict[str, object]) -> tuple[str, ...]:
@@ -195,15 +224,6 @@ def _drop_misplaced(document: dict[str, object]) -> tuple[str, ...]:
     for key in found:
         del document[key]
     return tuple(f"rda: {key} outside HostConfig is ignored" for key in found)
-
-
-def _client_labels(labels: object, what: str) -> dict[str, object]:
-    """Return the client's labels; none of them may be one of ours."""
-    found = object_of(labels, what)
-    for name in found:
-        if name.startswith(LABEL_PREFIX):
-            raise BadRequest(f"the label {name} cannot be set: labels that begin with {LABEL_PREFIX} are rda's own")
-    return dict(found)
 
 
 def _moved(binds: Iterable[BindSource], places: Mapping[str, str]) -> tuple[BindSource, ...]:
@@ -296,7 +316,7 @@ def outward_volume(
     """
     paths = {**(remote or {}), **places}
     result = canonical_volume(dict(document))
-    labels = _client_labels(result.get("Labels"), "Labels")
+    labels = check_labels(result.get("Labels"), "Labels")
     bind = volume_source(result)
     if bind is None or not _moved([bind], paths):
         return result
@@ -320,8 +340,8 @@ def check_service(document: Mapping[str, object], rules: Rules | None = None) ->
     result = canonical(dict(document), SERVICE)
     task = object_of(result.get("TaskTemplate"), "TaskTemplate")
     spec = object_of(task.get("ContainerSpec"), "TaskTemplate.ContainerSpec")
-    _client_labels(result.get("Labels"), "Labels")
-    _client_labels(spec.get("Labels"), "TaskTemplate.ContainerSpec.Labels")
+    check_labels(result.get("Labels"), "Labels")
+    check_labels(spec.get("Labels"), "TaskTemplate.ContainerSpec.Labels")
     rules = rules or Rules()
     for bind in mount_binds(spec.get("Mounts"), "TaskTemplate.ContainerSpec.Mounts"):
         rule = rules.find(bind)
@@ -336,17 +356,17 @@ def check_service(document: Mapping[str, object], rules: Rules | None = None) ->
 # Inward.
 
 
-def inward_inspect(document: Mapping[str, object], owner: str, local: Listeners | None) -> dict[str, object]:
+def inward_inspect(document: Mapping[str, object], mine: Mine, local: Listeners | None) -> dict[str, object]:
     """Show a container's inspect document as the user asked for it.
 
-    :param owner: who we are; of a container that is not ours only rda's labels are hidden.
+    :param mine: of a container that is not ours only rda's labels are hidden.
     :param local: where its ports are open here; None when nothing is known of them, which is shown as not published.
     """
     result = dict(document)
     config = result.get("Config")
     if isinstance(config, dict):
         result["Config"] = _with_hidden(config)
-    if not claims(document, owner):
+    if not mine(document):
         return result
     request = request_of(document)
     if isinstance(host_config := result.get("HostConfig"), dict):
@@ -356,6 +376,8 @@ def inward_inspect(document: Mapping[str, object], owner: str, local: Listeners 
     settings = result.get("NetworkSettings")
     if isinstance(settings, dict) and isinstance(settings.get("Ports"), dict):
         ports = {key: _bindings_shown(key, entries, local or {}) for key, entries in settings["Ports"].items()}
+        if request.on_host_network:  # of its own the daemon shows none
+            ports |= {key: _bindings_shown(key, True, local or {}) for key in local or ()}
         result["NetworkSettings"] = {**settings, "Ports": ports}
     return result
 
@@ -411,7 +433,7 @@ def _bindings_shown(key: str, entries: object, local: Listeners) -> object:
 
 def inward_list(
     items: Sequence[object],
-    owner: str,
+    mine: Mine,
     local: Callable[[str], Listeners | None],
     filters: ListFilter | None = None,
 ) -> list[object]:
@@ -420,25 +442,32 @@ def inward_list(
     :param local: container id -> where its ports are open here.
     :param filters: what :func:`outward_filters` left to filter.
     """
-    shown = [_item_by_id(item, owner, local) for item in items if isinstance(item, dict)]
+    shown = [_item_by_id(item, mine, local) for item in items if isinstance(item, dict)]
     return [*(filters.apply(shown) if filters else shown)]
 
 
-def _item_by_id(item: Mapping[str, object], owner: str, local: Callable[[str], Listeners | None]) -> dict[str, object]:
-    return inward_item(item, owner, local(str(item.get("Id", ""))))
+def _item_by_id(item: Mapping[str, object], mine: Mine, local: Callable[[str], Listeners | None]) -> dict[str, object]:
+    return inward_item(item, mine, local(str(item.get("Id", ""))))
 
 
-def inward_item(item: Mapping[str, object], owner: str, local: Listeners | None) -> dict[str, object]:
+def inward_item(item: Mapping[str, object], mine: Mine, local: Listeners | None) -> dict[str, object]:
     """Show an entry of a list of containers; parameters as in :func:`inward_inspect`."""
     result = _with_hidden(item)
-    if not claims(item, owner):
+    if not mine(item):
         return result
+    request = request_of(item)
     if isinstance(result.get("Mounts"), list):
-        request = request_of(item)
         result["Mounts"] = [_with_shown_source(mount, request) for mount in _list(result["Mounts"])]
     if isinstance(result.get("Ports"), list):
-        result["Ports"] = _ports_shown(_list(result["Ports"]), local or {})
+        ports = _list(result["Ports"])
+        result["Ports"] = _ports_shown(_host_ports(local or {}) if request.on_host_network else ports, local or {})
     return result
+
+
+def _host_ports(local: Listeners) -> list[object]:
+    """Make the Ports of a list entry for a container on the host's network, of which the daemon shows none."""
+    keys = (key.partition("/") for key in local)
+    return [{"PrivatePort": int(port), "PublicPort": int(port), "Type": protocol} for port, _, protocol in keys]
 
 
 def _ports_shown(entries: list[object], local: Listeners) -> list[object]:
@@ -490,11 +519,11 @@ def inward_volumes(document: Mapping[str, object]) -> dict[str, object]:
 
 
 def inward_disk_usage(
-    document: Mapping[str, object], owner: str, local: Callable[[str], Listeners | None]
+    document: Mapping[str, object], mine: Mine, local: Callable[[str], Listeners | None]
 ) -> dict[str, object]:
     """Show the answer of ``/system/df``; parameters as in :func:`inward_list`."""
-    result = _with_each(document, "Containers", lambda item: _item_by_id(item, owner, local))
-    return _with_each(result, "Volumes", inward_volume)
+    result = _with_each(document, "Containers", lambda item: _item_by_id(item, mine, local))
+    return _with_each(_with_each(result, "Volumes", inward_volume), "Images", with_labels_shown)
 
 
 def _with_each(

@@ -142,7 +142,11 @@ ROUTES: tuple[Route, ...] = (
     # BuildKit.
     Route("session", b"POST", "/session", answer=Answer.HIJACK),
     Route("grpc", b"POST", "/grpc", answer=Answer.HIJACK),
-    Route("build", b"POST", "/build"),
+    # What makes images may not set rda's labels, and what describes them does not show them.
+    Route("build", b"POST", "/build", asks=True),
+    Route("image create", b"POST", "/images/create", asks=True),
+    Route("image list", b"GET", "/images/json", answer=Answer.DOCUMENT),
+    Route("image inspect", b"GET", "/images/{ref}/json", answer=Answer.DOCUMENT),
 )
 
 #: What the first segment of a versioned path looks like to the daemon's router.

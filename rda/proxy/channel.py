@@ -50,7 +50,7 @@ def error_answer(error: RdaError, method: bytes = b"GET", close: bool = True) ->
     :param method: the request's; the answer to HEAD has no body.
     :param close: say that the connection ends after it.
     """
-    body = json.dumps({"message": f"rda: {error}"}).encode() + b"\n"
+    body = json.dumps({"message": f"{error.prefix}{error}"}).encode() + b"\n"
     lines = [
         b"HTTP/1.1 %d %b" % (error.status, http.RESPONSES.get(error.status, b"Error")),
         b"Content-Type: application/json",
