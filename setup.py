@@ -12,6 +12,7 @@ assert VERSION is not None
 TEST = [
     "hypothesis>=6.100",  # laws that are checked on what it makes up
     "docker>=7",  # the live tests' second client: its streams differ from the docker command's
+    "testcontainers>=4.8",  # and the third: what test suites use, which looks for published ports by itself
 ]
 
 setup(

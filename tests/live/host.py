@@ -33,6 +33,7 @@ EXIT_UNSUPPORTED = 77
 
 USER = "dev"
 SSHD_PORT = 22
+REGISTRY_PORT = 5000
 
 #: Seconds that a daemon may take from its start until it answers.
 START_SECONDS = 60.0
@@ -289,11 +290,16 @@ class RemoteHost:
         """Run a command on the host; its output is captured, as bytes."""
         return subprocess.run(self.inside(*command, user=user), check=check, capture_output=True, **options)
 
+    @property
+    def docker_environment(self) -> dict[str, str]:
+        """The environment of a docker client of this machine that uses the host's own socket."""
+        ours = {"DOCKER_HOST": self.docker_url, "DOCKER_CONFIG": str(self.docker_config)}
+        return {k: v for k, v in os.environ.items() if k != "DOCKER_CONTEXT"} | ours
+
     def docker(self, *words: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess:
         """Run the docker client of this machine on the host's own socket."""
-        environment = {**os.environ, "DOCKER_HOST": self.docker_url, "DOCKER_CONFIG": str(self.docker_config)}
-        environment.pop("DOCKER_CONTEXT", None)
-        return subprocess.run([self.docker_cli, *words], check=check, capture_output=True, env=environment, **options)
+        options = {"env": self.docker_environment, **options}
+        return subprocess.run([self.docker_cli, *words], check=check, capture_output=True, **options)
 
     def listeners(self) -> set[tuple[str, int]]:
         """Return the (address, port) pairs that are listened on over TCP on the host."""
@@ -336,6 +342,23 @@ class RemoteHost:
         self.stop_dockerd()
         self.start_dockerd()
 
+    def start_registry(self) -> str:
+        """Start Debian's docker-registry, unless it is running; return its address as the host's daemon knows it.
+
+        It wants no passwords: only the host itself reaches it.
+        """
+        address = f"127.0.0.1:{REGISTRY_PORT}"
+        if not self._is_bound(REGISTRY_PORT):
+            storage = {"filesystem": {"rootdirectory": "/var/lib/docker-registry"}}
+            settings = {"version": "0.1", "storage": storage, "http": {"addr": address}}  # JSON is YAML
+            self.run("tee", "/etc/docker/registry/open.yml", input=json.dumps(settings).encode())
+            self._daemon("/usr/bin/docker-registry", "serve", "/etc/docker/registry/open.yml")
+        wait_until(lambda: self._is_bound(REGISTRY_PORT), "the registry listens")
+        return address
+
+    def _is_bound(self, port: int) -> bool:
+        return any(bound == port for _, bound in self.listeners())
+
     def start_sshd(self, port: int = SSHD_PORT, **options: str) -> None:
         """Start an sshd at ``port``, unless one is running there.
 
@@ -349,7 +372,7 @@ class RemoteHost:
             text = "\n".join([*lines, "Include /etc/ssh/sshd_config", ""])
             self.run("tee", f"/etc/ssh/sshd_config_{port}", input=text.encode())
             self._daemon("/usr/sbin/sshd", "-D", "-e", "-f", f"/etc/ssh/sshd_config_{port}")
-        wait_until(lambda: any(bound == port for _, bound in self.listeners()), f"sshd listens at {port}")
+        wait_until(lambda: self._is_bound(port), f"sshd listens at {port}")
 
     def stop_sshd(self, port: int = SSHD_PORT) -> None:
         """Stop the listening sshd at ``port``; the connections it has accepted live on."""

@@ -193,6 +193,10 @@ class LiveTestCase(SynchronousTestCase):
         direct = self.host.docker(*words, check=False, timeout=COMMAND_SECONDS, **options)
         return direct, self.rda.docker(*words, check=False, **options)
 
+    def ways(self) -> dict[str, dict[str, str]]:
+        """Return the environments of docker clients that use the daemon's own socket, and rda."""
+        return {"directly": self.host.docker_environment, "through rda": self.rda.environment}
+
     def assert_same(self, *words: str, ordered: bool = True, **options: Any) -> subprocess.CompletedProcess:
         """Check that a docker command does the same through rda; return what it did.
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
+import subprocess
+import sys
 
 import docker
 
 from tests.live.process import fetch, free_port
-from tests.live.support import MEBIBYTE, LiveTestCase, is_open
+from tests.live.support import COMMAND_SECONDS, MEBIBYTE, LiveTestCase, is_open
 
 COMPOSE = """
 name: shop
@@ -70,6 +74,102 @@ class Compose(LiveTestCase):
         self.compose("down", "-v", "-t", "0")
         self.assertEqual(self.rda.ports(), set())
         self.assertEqual(self.host.docker("ps", "-aq").stdout, b"")
+
+
+WATCHED = """
+name: watched
+services:
+  app:
+    build: .
+    init: true
+    command: sleep 1000
+    develop:
+      watch:
+        - {action: sync, path: ./source, target: /source}
+        - {action: rebuild, path: ./recipe}
+"""
+
+
+class Watch(LiveTestCase):
+    """``docker compose watch``."""
+
+    def test_sync_and_rebuild(self):
+        """An edit of a synced file arrives in the container that runs, one of a recipe makes a new one."""
+        project = self.directory()
+        for name, text in (
+            ("compose.yaml", WATCHED),
+            ("Dockerfile", "FROM busybox\nCOPY source /source\nCOPY recipe /recipe\n"),
+            ("source/page", "first\n"),
+            ("recipe/step", "first\n"),
+        ):
+            (project / name).parent.mkdir(exist_ok=True)
+            (project / name).write_text(text)
+        compose = functools.partial(self.rda.docker, "compose", cwd=project, check=False)
+        self.addCleanup(compose, "down", "-v", "-t", "0", "--rmi", "local")
+
+        def shows(file, text):
+            return compose("exec", "-T", "app", "cat", file).stdout == text
+
+        with self.rda.running("compose", "watch", cwd=project, stderr=subprocess.STDOUT) as watching:
+            heard = b""
+            while b"watch enabled" not in heard.lower():
+                line = watching.stdout.readline()
+                self.assertTrue(line, heard)
+                heard += line
+            (project / "source/page").write_text("second\n")
+            self.eventually(lambda: shows("/source/page", b"second\n"), "the edit is synced", 30)
+            (project / "recipe/step").write_text("second\n")
+            self.eventually(lambda: shows("/recipe/step", b"second\n"), "the image is rebuilt", 60)
+
+
+class Testcontainers(LiveTestCase):
+    """The testcontainers package: made for daemons at home, it asks DOCKER_HOST where published ports are."""
+
+    SCRIPT = """
+import urllib.request
+from testcontainers.core.container import DockerContainer
+from testcontainers.core.waiting_utils import wait_for_logs
+
+server = DockerContainer("busybox").with_command("sh -c 'echo up; exec httpd -f -p 80 -h /etc'").with_exposed_ports(80)
+with server as container:
+    wait_for_logs(container, "up", timeout=20)
+    address = f"http://{container.get_container_host_ip()}:{container.get_exposed_port(80)}/group"
+    print(urllib.request.urlopen(address, timeout=20).read().decode(), end="")
+    print(container.exec(["echo", "hello"]).output.decode(), end="")
+"""
+
+    def run_script(self, **more):
+        """Run it with its own settings; return what it prints."""
+        # Where these tests run in a container themselves, the package would look for ports at its gateway.
+        settings = {"HOME": str(self.directory()), "TESTCONTAINERS_CONNECTION_MODE": "docker_host"}
+        environment = {**self.rda.environment, **settings, **more}
+        done = subprocess.run(
+            [sys.executable, "-c", self.SCRIPT],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_SECONDS,
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return done.stdout
+
+    def test_without_ryuk(self):
+        """A container is started, found at its published port, and removed at the end."""
+        self.assertEqual(self.run_script(TESTCONTAINERS_RYUK_DISABLED="true"), "root:x:0:\nnogroup:x:65534:\nhello\n")
+        self.assertEqual(self.host.docker("ps", "-aq").stdout, b"")
+
+    def test_with_ryuk(self):
+        """Ryuk, which removes what a killed test leaves, gets the daemon's socket, and is reached at its port.
+
+        Its image comes from a registry; here one takes its place that does as much of it as the package sees.
+        """
+        self.addCleanup(self.host.docker, "rmi", "-f", "ryuk", check=False)
+        script = (
+            "test -S /var/run/docker.sock && echo 0/0/0 Started! && exec nc -ll -p 8080 -e sh -c 'read f; echo ACK'"
+        )
+        self.host.docker("run", "--name", "made", "busybox", "true")
+        self.host.docker("commit", "-c", f"CMD {json.dumps(['sh', '-c', script])}", "made", "ryuk")
+        self.assertIn("hello", self.run_script(RYUK_CONTAINER_IMAGE="ryuk"))
 
 
 class Python(LiveTestCase):

@@ -5,9 +5,16 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
+import shutil
 import subprocess
 import tarfile
+import tempfile
+from pathlib import Path
 
+import docker
+
+from tests.live.host import wait_until
 from tests.live.support import MEBIBYTE, LiveTestCase
 
 #: The size of the image that is saved and loaded.
@@ -63,6 +70,37 @@ class Build(LiveTestCase):
                 self.assertNotEqual(done.returncode, 0)
                 self.assertIn(b"this went wrong", done.stdout + done.stderr)
 
+    def test_local_output_with_secrets_and_keys(self):
+        """``buildx build -o local`` brings the result here, made with a secret and with keys of an ssh-agent."""
+        directory, work = self.directory(), Path(tempfile.mkdtemp(prefix="rda-agent-"))
+        self.addCleanup(shutil.rmtree, work)
+        # What asks the agent: ssh-add with the libraries that it needs.
+        program = "/usr/bin/ssh-add"
+        needed = re.findall(r"(/\S+) \(0x", self.host.run("ldd", program).stdout.decode())
+        (directory / "rootfs.tar").write_bytes(self.host.run("tar", "-chP", program, *needed).stdout)
+        (directory / "Dockerfile").write_text(
+            "FROM busybox AS maker\nADD rootfs.tar /\nCOPY tree /out/tree\n"
+            "RUN --mount=type=secret,id=word sha256sum /run/secrets/word | cut -c1-64 >/out/secret\n"
+            "RUN --mount=type=ssh ssh-add -L >/out/keys\nFROM scratch\nCOPY --from=maker /out /\n"
+        )
+        (directory / "tree").mkdir()
+        (directory / "tree/data").write_bytes(os.urandom(3 * MEBIBYTE))
+        secret = os.urandom(64).hex()
+        (work / "word").write_text(secret)
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "mine", "-f", work / "key"], check=True)
+        agent = subprocess.Popen(["ssh-agent", "-D", "-a", work / "agent"], stdout=subprocess.DEVNULL)
+        self.addCleanup(agent.wait)
+        self.addCleanup(agent.kill)
+        wait_until((work / "agent").exists, "the ssh-agent listens")
+        asking = {**os.environ, "SSH_AUTH_SOCK": str(work / "agent")}
+        subprocess.run(["ssh-add", "-q", work / "key"], check=True, env=asking)
+        command = ["buildx", "build", "--no-cache", "-o", f"type=local,dest={directory / 'result'}"]
+        command += ["--secret", f"id=word,src={work / 'word'}", "--ssh", f"default={work / 'agent'}", str(directory)]
+        self.rda.docker(*command)
+        self.assertEqual((directory / "result/keys").read_text(), (work / "key.pub").read_text())
+        self.assertEqual((directory / "result/secret").read_text().strip(), hashlib.sha256(secret.encode()).hexdigest())
+        self.assertEqual((directory / "result/tree/data").read_bytes(), (directory / "tree/data").read_bytes())
+
 
 class Copy(LiveTestCase):
     """``docker cp``."""
@@ -88,9 +126,28 @@ class Copy(LiveTestCase):
         self.rda.docker("create", "--name", "box", "busybox")
         self.assert_same("cp", "box:/nosuchfile", "-")
 
+    def test_streams(self):
+        """``cp -`` takes a tar stream from its input and gives one to its output, the daemon's own."""
+        sent = archive(5 * MEBIBYTE)
+        for way, environment in self.ways().items():
+            with self.subTest(way=way):
+                self.rda.docker("create", "--name", "box", "busybox")
+                self.rda.docker("cp", "-", "box:/tmp", input=sent, env=environment)
+                self.assertEqual(members(self.assert_same("cp", "box:/tmp/data", "-").stdout), members(sent))
+                self.rda.docker("rm", "box")
+
 
 class Carry(LiveTestCase):
-    """``docker save`` and ``docker load``."""
+    """``docker save`` and ``docker load``, ``docker export`` and ``docker import``."""
+
+    def test_file_systems(self):
+        """A container's file system that is exported and imported is the same file system."""
+        self.addCleanup(self.host.docker, "rmi", "-f", "imported", check=False)
+        self.host.docker("run", "--name", "made", "busybox", "sh", "-c", "head -c 3000000 /dev/urandom >/data")
+        exported = self.assert_same("export", "made").stdout
+        self.rda.docker("import", "-c", "CMD sh", "-", "imported", input=exported)
+        self.host.docker("create", "--name", "again", "imported")
+        self.assertEqual(members(self.host.docker("export", "again").stdout), members(exported))
 
     def test_large_image(self):
         """An image of 300 MB that is saved, removed and loaded again is the same image."""
@@ -106,6 +163,55 @@ class Carry(LiveTestCase):
         done = self.rda.docker("load", "-i", str(file))
         self.assertEqual(done.stdout, b"Loaded image: large:latest\n")
         self.assertEqual(self.host.docker("image", "inspect", "-f", "{{.Id}}", "large").stdout, identity)
+
+
+class Registry(LiveTestCase):
+    """``docker push`` and ``docker pull``, with a registry that the remote host has."""
+
+    def setUp(self):
+        super().setUp()
+        self.registry = self.host.start_registry()
+
+    def image(self):
+        """Return the name of a new image, with a layer that no registry knows."""
+        name = f"{self.registry}/carried-{os.urandom(4).hex()}"
+        self.host.docker("import", "-", name, input=archive(20 * MEBIBYTE))
+        self.addCleanup(self.host.docker, "rmi", "-f", name, check=False)
+        return name
+
+    @staticmethod
+    def essence(said, name):
+        """Return what a client said, without digests and without the steps that a daemon skips when it is fast."""
+        said = said.replace(name.partition("/")[2].encode(), b"NAME")
+        lines = {re.sub(rb"[0-9a-f]{12,}", b"#", line) for line in said.splitlines()}
+        return {line for line in lines if not line.startswith(b"#: ") or line in (b"#: Pushed", b"#: Pull complete")}
+
+    def test_push_and_pull(self):
+        """An image is pushed and pulled with the same words, but for its digests."""
+        told = {}
+        for way, environment in self.ways().items():
+            name = self.image()
+            pushed = self.rda.docker("push", name, env=environment).stdout
+            self.rda.docker("rmi", name, env=environment)
+            pulled = self.rda.docker("pull", name, env=environment).stdout
+            told[way] = [self.essence(said, name) for said in (pushed, pulled)]
+        self.assertEqual(*told.values())
+        self.assertIn(b"#: Pushed", told["through rda"][0])
+        self.assertIn(b"#: Pull complete", told["through rda"][1])
+
+    def test_progress(self):
+        """The progress of a push arrives while it is made, document by document."""
+        client = docker.APIClient(base_url=f"tcp://127.0.0.1:{self.rda.port}", timeout=60)
+        self.addCleanup(client.close)
+        told = list(client.push(self.image(), stream=True, decode=True))
+        amounts = [step["progressDetail"]["current"] for step in told if step.get("progressDetail", {}).get("current")]
+        self.assertEqual(amounts, sorted(amounts))
+        self.assertGreater(len(amounts), 1)
+        self.assertGreater(amounts[-1], 20 * MEBIBYTE)
+
+    def test_missing(self):
+        """An image that the registry does not have is reported in the daemon's words."""
+        self.assert_same("pull", f"{self.registry}/nosuchimage")
 
 
 def archive(size: int) -> bytes:
