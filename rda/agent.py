@@ -32,6 +32,7 @@ from rda.pages.tree import Pages
 from rda.proxy.server import DockerSite
 from rda.reconciler import Reconciler
 from rda.ssh.link import Link
+from rda.ssh.shared import Links
 from rda.status import ContextStatus, LinkStatus
 from rda.sync.mirror import Settings
 from rda.sync.mirrors import Mirrors
@@ -56,6 +57,7 @@ class Agent(MultiService):
         self.setName("rda")
         self._config = config
         self.log = RecentLog()
+        self.links = Links(lambda remote, docker: Link(reactor, remote, docker))
         self._contexts = [
             ContextAgent(reactor, context, Path(config.state_dir), say, give_up, self) for context in config.contexts
         ]
@@ -110,7 +112,7 @@ class ContextAgent(Service):
         context, reactor = self._context, self._reactor
         private_directory(self._state_dir)
         owner = identity(self._state_dir)
-        self._link = link = Link(reactor, context.remote, context.docker)
+        self._link = link = self._agent.links.share(context.remote, context.docker)
         self._api = api = DaemonAPI(reactor, link.docker())
         self._forwards = forwards = Forwards(link, reactor, publish_address=context.publish_address)
         sources = Sources(_system(), Rules.of((rule.pattern, rule.where) for rule in context.rules))

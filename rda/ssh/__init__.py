@@ -2,6 +2,7 @@
 
 From the top to the bottom::
 
+    shared           one link for all contexts of the same remote
     link             what the rest of rda sees (rda.interfaces.IRemoteHost): lines, pools and spares put together
     docker_socket    which way leads to the Docker socket, and channels that are open before they are needed
     sessions         commands and subsystems within the server's MaxSessions

@@ -32,7 +32,7 @@ from rda.interfaces import IRemoteFiles, IRemoteHost, IRemoteListener
 from rda.ssh.askpass import passphrase_asker
 from rda.ssh.channels import Connection, command, direct_tcp, streamlocal, subsystem
 from rda.ssh.connect import Connector
-from rda.ssh.docker_socket import DockerSocket, parse_docker
+from rda.ssh.docker_socket import DockerAddress, DockerSocket, parse_docker
 from rda.ssh.identities import AskPassphrase, KeyStore
 from rda.ssh.line import WAIT_FOR_LINK, Backoff, Line, Opened
 from rda.ssh.network_watch import NetworkWatch
@@ -110,16 +110,38 @@ class Link(Service):
         self._lines = (self._main, self._bulk, *extra)
         self._docker_pool = SessionPool(reactor, (self._main, *extra))
         self._pool = SessionPool(reactor, (self._bulk, *extra))
-        self._docker = DockerSocket(reactor, self._main, self._docker_pool, parse_docker(docker))
+        self._own_docker = parse_docker(docker)
+        self._dockers: dict[DockerAddress, DockerSocket] = {}
+        self._docker_at()
         self._watch = NetworkWatch(reactor, self.network_changed)
         self._files: SFTPFiles | None = None
         self._files_waiting: list[Deferred[IRemoteFiles]] = []
 
     # -- IRemoteHost
 
-    def docker(self) -> IStreamClientEndpoint:
-        """The Docker daemon's API socket, reached in whichever way this server allows."""
-        return _Endpoint(self._docker.connect)
+    def docker(self, address: str = "") -> IStreamClientEndpoint:
+        """A Docker daemon's API socket, reached in whichever way this server allows.
+
+        :param address: of another daemon on the host than the one that the link was made for.
+        :raises rda.errors.ConfigError: it is no address.
+        """
+        return _Endpoint(self._docker_at(address).connect)
+
+    def forget_docker(self, address: str) -> None:
+        """Nobody needs this daemon any more: keep no channels open to it."""
+        socket = self._dockers.pop(parse_docker(address), None)
+        if socket is not None:
+            socket.close()
+
+    def _docker_at(self, address: str = "") -> DockerSocket:
+        parsed = parse_docker(address) if address else self._own_docker
+        if parsed not in self._dockers:
+            socket = self._dockers[parsed] = DockerSocket(self._reactor, self._main, self._docker_pool, parsed)
+            if not self.running and self._main.ended:
+                socket.close()
+            elif self._main.state == "connected":
+                socket.link_up()
+        return self._dockers[parsed]
 
     def socket(self, path: str) -> IStreamClientEndpoint:
         """A UNIX-domain socket of the remote host.
@@ -185,7 +207,8 @@ class Link(Service):
             return
         super().startService()
         self._store.ask = self._ask or passphrase_asker(self._reactor, self._environ)
-        self._docker.open_again()
+        for socket in self._dockers.values():
+            socket.open_again()
         self._watch.startService()
         for line in self._lines:
             line.startService()
@@ -194,7 +217,8 @@ class Link(Service):
         """Close every connection; fires when they are closed. Whoever waits for one is told."""
         super().stopService()
         self._watch.stopService()
-        self._docker.close()
+        for socket in self._dockers.values():
+            socket.close()
         closing = DeferredList([line.stopService() for line in self._lines])
         self._wake()
         return closing.addCallback(lambda _: self._connector.closed())
@@ -236,13 +260,18 @@ class Link(Service):
         """Have ``observer`` called with the status whenever the main line's state changes."""
         self._observers.append(observer)
 
+    def remove_observer(self, observer: Callable[[LinkStatus], None]) -> None:
+        """Undo :meth:`add_observer`."""
+        self._observers.remove(observer)
+
     def _changed(self) -> None:
         state = self._main.state
         if state in ("connected", "failed"):
             # Nobody sits at the terminal any more: from now on a key with a passphrase has to be in the agent.
             self._store.ask = None
         if state == "connected":
-            self._docker.link_up()
+            for socket in list(self._dockers.values()):
+                socket.link_up()
         self._wake()
         status = self.status()
         for observer in list(self._observers):
@@ -255,9 +284,13 @@ class Link(Service):
         self._docker_pool.wake_all()
         self._pool.wake_all()
 
-    def status(self) -> LinkStatus:
-        """What the link is doing."""
+    def status(self, docker: str = "") -> LinkStatus:
+        """What the link is doing.
+
+        :param docker: the daemon whose way is shown, as for :meth:`docker`.
+        """
         line = self._main
+        socket = self._dockers.get(parse_docker(docker) if docker else self._own_docker)
         transport = line.transport
         algorithms = transport.algorithms if transport is not None else None
         # "stopped" is before the start or after the end, when nobody sees it but a test.
@@ -272,7 +305,7 @@ class Link(Service):
             cipher=algorithms.cipher if algorithms is not None else "",
             key_exchange=algorithms.key_exchange if algorithms is not None else "",
             server=transport.server_version if transport is not None else "",
-            socket_via=self._docker.via,
+            socket_via=socket.via if socket is not None else "",
             next_try=line.next_try,
             round_trips=tuple(line.round_trips),
         )
