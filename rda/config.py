@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 from rda.docker.host_network import read_ports
 from rda.errors import ConfigError, RdaError
+from rda.policy_config import Access, read_access
 
 #: The name of the context that the top level of the file, or the command line, describes.
 DEFAULT_CONTEXT = "default"
@@ -90,6 +91,7 @@ class Context:
     :ivar publish_address: local addresses that a published port without an address is opened on.
     :ivar rules: the user's rules on bind sources, before the built-in ones.
     :ivar forwards: ports of containers on the host's network.
+    :ivar access: who may do what.
     """
 
     name: str
@@ -100,6 +102,7 @@ class Context:
     publish_address: tuple[str, ...] = ("127.0.0.1", "::1")
     rules: tuple[Rule, ...] = ()
     forwards: tuple[Forward, ...] = ()
+    access: Access = field(default_factory=Access)
 
 
 @dataclass(frozen=True)
@@ -225,7 +228,9 @@ class _Reader:
 
 
 def _context(name: str, path: str, table: dict[str, Any], problems: list[str], outside: Outside) -> Context:
-    reader = _Reader(path, dict(table), problems)
+    own = dict(table)
+    access = read_access(own, path, name, problems)
+    reader = _Reader(path, own, problems)
     context = Context(
         name=name,
         remote=_remote(reader, outside),
@@ -235,6 +240,7 @@ def _context(name: str, path: str, table: dict[str, Any], problems: list[str], o
         publish_address=reader.texts("publish_address", Context.publish_address),
         rules=_rules(reader),
         forwards=_forwards(reader),
+        access=access,
     )
     reader.finish("see the sample rda.toml for those there are")
     return context

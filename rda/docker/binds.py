@@ -33,6 +33,7 @@ __all__ = [
     "container_binds",
     "local_path",
     "mount_binds",
+    "path_expression",
     "remote_path",
     "volume_source",
 ]
@@ -268,7 +269,7 @@ class Rules:
         windows = bind.flavour is not Flavour.POSIX
         path = bind.path.replace("\\", "/") if windows else bind.path
         for rule in self.rules:
-            if _expression(rule.pattern, windows).fullmatch(path):
+            if path_expression(rule.pattern, windows).fullmatch(path):
                 return rule
         return _LOCAL
 
@@ -278,8 +279,8 @@ class Rules:
 
 
 @lru_cache(maxsize=1024)
-def _expression(pattern: str, any_case: bool) -> re.Pattern[str]:
-    """Compile a rule's pattern."""
+def path_expression(pattern: str, any_case: bool = False) -> re.Pattern[str]:
+    """Compile a pattern as in :class:`Rule`."""
     body = pattern.removeprefix("=")
     words = {"**": ".*", "*": "[^/]*", "?": "[^/]"}
     text = "".join(words.get(piece) or re.escape(piece) for piece in re.split(r"(\*\*|\*|\?)", body.rstrip("/")))

@@ -12,6 +12,7 @@ Go's net/url and path.Clean.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from urllib.parse import quote, unquote_to_bytes
@@ -19,7 +20,7 @@ from urllib.parse import quote, unquote_to_bytes
 from rda.callers import UNPROVED, Caller
 from rda.errors import BadRequest
 
-__all__ = ["RELAYED", "ROUTES", "Answer", "Call", "Outgoing", "RequestBody", "Route", "match", "target"]
+__all__ = ["RELAYED", "ROUTES", "Answer", "Call", "Outgoing", "RequestBody", "Route", "Table", "match", "target"]
 
 
 class RequestBody(Enum):
@@ -85,11 +86,13 @@ class Outgoing:
     """What is sent to the daemon instead of the call as it came.
 
     :ivar query: replaces the call's query; None leaves it.
+    :ivar path: replaces the call's path, without version; None leaves it.
     :ivar body: the new JSON document for routes with a document body; None where the route streams its body.
     :ivar memo: whatever the rewriter wants back in ``answered`` and ``aborted``; nobody else looks at it.
     """
 
     query: tuple[tuple[str, str], ...] | None = None
+    path: str | None = None
     body: dict[str, object] | None = None
     memo: object = field(default=None, compare=False)
 
@@ -163,19 +166,40 @@ _CONTROL = re.compile("[\x00-\x1f\x7f]")
 
 def _compiled(route: Route) -> re.Pattern[str]:
     """Make the expression of a route's pattern; a reference spans slashes, greedily, as the daemon's does."""
-    before, reference, after = route.pattern.partition("{ref}")
-    return re.compile(re.escape(before) + ("(?P<ref>.+)" if reference else "") + re.escape(after))
+    pieces = {"{ref}": "(?P<ref>.+)", "{any}": ".+"}
+    parts = re.split(r"(\{(?:ref|any)\})", route.pattern)
+    return re.compile("".join(pieces.get(part) or re.escape(part) for part in parts))
 
 
-_TABLE = tuple((route, _compiled(route)) for route in ROUTES)
+class Table:
+    """Routes, ready to be looked up.
+
+    :param routes: the first that matches counts.
+    :param otherwise: the route of what none matches.
+    """
+
+    def __init__(self, routes: Iterable[Route], otherwise: Route) -> None:
+        self._routes = tuple((route, _compiled(route)) for route in routes)
+        self._otherwise = otherwise
+
+    def look_up(self, method: bytes, path: str) -> tuple[Route, str | None]:
+        """Return the route of a path without version, and the reference in it."""
+        for route, expression in self._routes:
+            if route.method == method and (found := expression.fullmatch(path)):
+                return route, found.groupdict().get("ref")
+        return self._otherwise, None
 
 
-def match(method: bytes, target: bytes, caller: Caller = UNPROVED) -> Call:
+_TABLE = Table(ROUTES, RELAYED)
+
+
+def match(method: bytes, target: bytes, caller: Caller = UNPROVED, table: Table = _TABLE) -> Call:
     """Say what a request is.
 
     :param method: as it came; methods are case-sensitive.
     :param target: the request target as it came, in origin form (RFC 9112, section 3.2.1).
     :param caller: who makes it.
+    :param table: which routes there are; another one where more than :data:`ROUTES` are told apart.
     :raises BadRequest: the target has no normal form, or its API version is not one.
     """
     if not target.startswith(b"/"):
@@ -185,7 +209,7 @@ def match(method: bytes, target: bytes, caller: Caller = UNPROVED) -> Call:
     raw_path, _, raw_query = target.partition(b"?")
     whole = _clean(_decoded(raw_path, "path"))
     version, path = _split_version(whole)
-    route, ref = _look_up(method, path)
+    route, ref = table.look_up(method, path)
     query = _parse_query(raw_query)
     verbatim = target if _may_be_verbatim(route) and _quoted(whole) == raw_path else None
     return Call(route, method, path, version, query, ref, verbatim, caller)
@@ -194,21 +218,15 @@ def match(method: bytes, target: bytes, caller: Caller = UNPROVED) -> Call:
 def target(call: Call, outgoing: Outgoing | None = None) -> bytes:
     """Write the request target to send on: it means to the daemon exactly what :func:`match` read.
 
-    :param outgoing: may replace the query.
+    :param outgoing: may replace the query and the path.
     """
     query = call.query if outgoing is None or outgoing.query is None else outgoing.query
-    if call.verbatim is not None and query == call.query:
+    plain = call.path if outgoing is None or outgoing.path is None else outgoing.path
+    if call.verbatim is not None and query == call.query and plain == call.path:
         return call.verbatim
-    path = _quoted(call.path if call.version is None else f"/v{call.version}{call.path}")
+    path = _quoted(plain if call.version is None else f"/v{call.version}{plain}")
     pairs = [f"{_quoted_value(name)}={_quoted_value(value)}" for name, value in query]
     return path + b"?" + "&".join(pairs).encode("ascii") if pairs else path
-
-
-def _look_up(method: bytes, path: str) -> tuple[Route, str | None]:
-    for route, expression in _TABLE:
-        if route.method == method and (found := expression.fullmatch(path)):
-            return route, found.groupdict().get("ref")
-    return RELAYED, None
 
 
 def _may_be_verbatim(route: Route) -> bool:

@@ -10,7 +10,16 @@ from __future__ import annotations
 
 from rda.docker.document import DATA, Many, Named, Schema, Struct
 
-__all__ = ["CONTAINER_CREATE", "HOST_CONFIG", "SERVICE", "VOLUME_CREATE"]
+__all__ = [
+    "CONTAINER_CREATE",
+    "EXEC_CREATE",
+    "HOST_CONFIG",
+    "LOGIN",
+    "NETWORK_CONNECT",
+    "NETWORK_CREATE",
+    "SERVICE",
+    "VOLUME_CREATE",
+]
 
 
 def _fields(names: str) -> dict[str, Schema]:
@@ -64,6 +73,14 @@ HOST_CONFIG = Struct(
     }
 )
 
+_ENDPOINT = Struct(
+    {
+        **_fields("Links Aliases NetworkID EndpointID MacAddress DNSNames"),
+        "IPAMConfig": Struct(_fields("IPv4Address IPv6Address LinkLocalIPs")),
+        "DriverOpts": Named(DATA),
+    }
+)
+
 CONTAINER_CREATE = Struct(
     {
         **_fields(
@@ -75,19 +92,7 @@ CONTAINER_CREATE = Struct(
         "Volumes": Named(DATA),
         "Labels": Named(DATA),
         "HostConfig": HOST_CONFIG,
-        "NetworkingConfig": Struct(
-            {
-                "EndpointsConfig": Named(
-                    Struct(
-                        {
-                            **_fields("Links Aliases NetworkID EndpointID MacAddress DNSNames"),
-                            "IPAMConfig": Struct(_fields("IPv4Address IPv6Address LinkLocalIPs")),
-                            "DriverOpts": Named(DATA),
-                        }
-                    )
-                )
-            }
-        ),
+        "NetworkingConfig": Struct({"EndpointsConfig": Named(_ENDPOINT)}),
     }
 )
 
@@ -95,19 +100,57 @@ VOLUME_CREATE = Struct(
     {"Name": DATA, "Driver": DATA, "DriverOpts": Named(DATA), "Labels": Named(DATA), "ClusterVolumeSpec": Struct({})}
 )
 
-SERVICE = Struct(
+EXEC_CREATE = Struct(
+    _fields(
+        "User Privileged Tty ConsoleSize AttachStdin AttachStderr AttachStdout Detach DetachKeys Env WorkingDir Cmd"
+    )
+)
+
+NETWORK_CREATE = Struct(
     {
-        "Name": DATA,
+        **_fields(
+            "Name CheckDuplicate Driver Scope EnableIPv4 EnableIPv6 Internal Attachable Ingress ConfigOnly ConfigFrom"
+        ),
+        "IPAM": Struct({"Driver": DATA, "Options": Named(DATA), "Config": DATA}),
+        "Options": Named(DATA),
         "Labels": Named(DATA),
-        "TaskTemplate": Struct(
+    }
+)
+
+#: networks/{id}/connect and /disconnect.
+NETWORK_CONNECT = Struct({"Container": DATA, "Force": DATA, "EndpointConfig": _ENDPOINT})
+
+#: What ``/auth`` takes.
+LOGIN = Struct(_fields("username password email auth serveraddress identitytoken registrytoken"))
+
+_TASK = Struct(
+    {
+        **_fields("Resources RestartPolicy Placement ForceUpdate Runtime"),
+        "ContainerSpec": Struct(
             {
-                "ContainerSpec": Struct(
-                    {**_fields("Image Privileges CapabilityAdd"), "Labels": Named(DATA), "Mounts": Many(_MOUNT)}
+                **_fields(
+                    "Image Command Args Hostname Env Dir User Groups Privileges StopSignal TTY OpenStdin ReadOnly "
+                    "StopGracePeriod Healthcheck Hosts DNSConfig Secrets Configs Isolation Init CapabilityAdd "
+                    "CapabilityDrop Ulimits OomScoreAdj"
                 ),
-                "PluginSpec": Struct({}),
-                "NetworkAttachmentSpec": Struct({}),
+                "Labels": Named(DATA),
+                "Sysctls": Named(DATA),
+                "Mounts": Many(_MOUNT),
             }
         ),
+        "PluginSpec": Struct({}),
+        "NetworkAttachmentSpec": Struct({}),
+        "Networks": Many(Struct(_fields("Target Aliases DriverOpts"))),
+        "LogDriver": Struct({"Name": DATA, "Options": Named(DATA)}),
+    }
+)
+
+SERVICE = Struct(
+    {
+        **_fields("Name Mode UpdateConfig RollbackConfig"),
+        "Labels": Named(DATA),
+        "TaskTemplate": _TASK,
+        "Networks": Many(Struct(_fields("Target Aliases DriverOpts"))),
         "EndpointSpec": Struct(
             {"Mode": DATA, "Ports": Many(Struct(_fields("Name Protocol TargetPort PublishedPort PublishMode")))}
         ),
