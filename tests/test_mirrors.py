@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import succeed
@@ -14,7 +15,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from rda.errors import BadRequest, LinkDown, SyncFailed, SyncHalted
 from rda.status import MirrorStatus, RemoteCopy
 from rda.sync.copies import Collected
+from rda.sync.mirror import Mirror
 from rda.sync.mirrors import Mirrors
+from rda.sync.scan import Scanner
 from rda.sync.tree import Scope
 from rda.sync.watch import Hints
 from tests.fakes_remote import DirectoryHost, at_once, contents
@@ -29,8 +32,10 @@ class FakeWatcher:
     def __init__(self) -> None:
         self.hints: list[Hints] = []
         self.refusal: str | None = None
+        self.on_watch: Callable[[], None] = lambda: None
 
     def watch(self, root: bytes, only: bytes | None, hints: Hints) -> Any:
+        self.on_watch()
         if self.refusal is not None:
             return self.refusal
         self.hints.append(hints)
@@ -86,7 +91,7 @@ class MirrorCase(SynchronousTestCase):
         manifest: Any = self.mirrors._mirrors[self.local]._manifest
 
         def kill() -> None:
-            manifest.settle = lambda *results: None
+            manifest.settle = manifest.promote = lambda *results: None
             manifest.remember_blocks = lambda *results: None
             self.host.down = True
 
@@ -206,6 +211,33 @@ class OneWayTests(MirrorCase):
         self.assert_equal_trees(remote)
         shutil.rmtree(self.path("new"))
         self.watcher.hints[0]._changed(Scope(paths=frozenset([b"new"])))
+        self.assert_equal_trees(remote)
+
+    def test_one_look_for_all_who_came_before_it(self) -> None:
+        """Who asks for a flush before the look of a pass has begun is served by that look; who comes later is not."""
+        looks: list[str] = []
+        asked: list[Any] = []
+        whole, carry_out = Scanner.whole, Mirror._carry_out
+
+        def look(scanner: Scanner, known: Any) -> Any:
+            looks.append("look")
+            return whole(scanner, known)
+
+        def carry(mirror: Mirror, *rest: Any) -> Any:
+            if len(looks) == 1:
+                write(self.path("late"), b"2")
+                asked.append(self.mirrors.complete(self.local))
+            return carry_out(mirror, *rest)
+
+        self.patch(Scanner, "whole", look)
+        self.patch(Mirror, "_carry_out", carry)
+        self.watcher.on_watch = lambda: asked.append(self.mirrors.complete(self.local))
+        write(self.path("early"), b"1")
+        remote = self.place()
+        self.assertEqual(len(asked), 2)
+        for done in asked:
+            self.successResultOf(done)
+        self.assertEqual(len(looks), 2)
         self.assert_equal_trees(remote)
 
     def test_foreign_files_stay(self) -> None:

@@ -308,6 +308,30 @@ class ManifestTests(SynchronousTestCase):
         self.assertEqual(manifest.entries, {b"a": old.uncertain()})
         self.assertEqual(manifest.doubtful, {b"b": new})
 
+    def test_promoted_trees(self) -> None:
+        """Whole trees become entries just as they were intended, and their neighbours stay intents."""
+        manifest = Manifest(self.path)
+        d, f = Entry(Kind.DIRECTORY, 0o755), entry_for(Kind.FILE, 2)
+        tree = {b"d": d, b"d/e": d, b"d/e/f": f, b"d/\xff": f}
+        others = {b"d-1": d, b"d.x": f, b"d0": f, b"c/d": f}
+        manifest.intend([*tree.items(), *others.items()])
+        manifest.promote([b"d"], tree)
+        self.assertEqual(manifest.entries, tree)
+        manifest = self.reopened(manifest)
+        self.assertEqual((manifest.entries, manifest.doubtful), (tree, others))
+        manifest.promote([], {})
+        self.assertEqual(self.reopened(manifest).entries, tree)
+
+    def test_promoted_beside_old_intents(self) -> None:
+        """What an earlier pass had intended in the same tree is not taken for carried out."""
+        manifest = Manifest(self.path)
+        d, f = Entry(Kind.DIRECTORY, 0o755), entry_for(Kind.FILE, 2)
+        manifest.intend([(b"d/old", f)])
+        manifest.intend([(b"d", d), (b"d/f", f)])
+        manifest.promote([b"d"], {b"d": d, b"d/f": f})
+        manifest = self.reopened(manifest)
+        self.assertEqual((manifest.entries, manifest.doubtful), ({b"d": d, b"d/f": f}, {b"d/old": f}))
+
     def test_broken_file(self) -> None:
         """A file that is no manifest is replaced by an empty one."""
         with open(self.path, "wb") as file:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -28,6 +28,12 @@ CREATE TABLE IF NOT EXISTS intent (path BLOB PRIMARY KEY, kind INTEGER, mode INT
     ctime_ns INTEGER, inode INTEGER, target BLOB) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS blocks (path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, hashes BLOB) WITHOUT ROWID;
 """
+
+# A path and everything below it: names that begin with the same and a character before the slash come in between.
+_IN_TREE = "path >= :top AND path < :end AND (path = :top OR path >= :below)"
+_COUNT_TREE = f"SELECT count(*) FROM intent WHERE {_IN_TREE}"  # noqa: S608 - constants
+_COPY_TREE = f"INSERT OR REPLACE INTO entry SELECT *, NULL FROM intent WHERE {_IN_TREE}"  # noqa: S608
+_DROP_TREE = f"DELETE FROM intent WHERE {_IN_TREE}"  # noqa: S608
 
 #: sqlite's INTEGER is signed 64 bit, inode numbers are unsigned.
 _SIGN, _MASK = 1 << 63, (1 << 64) - 1
@@ -140,6 +146,27 @@ class Manifest:
         for path in (*(p for p, _, _ in put), *removed, *undone):
             self.doubtful.pop(path, None)
             self.intended.pop(path, None)
+
+    def promote(self, tops: Iterable[bytes], entries: Mapping[bytes, Entry]) -> None:
+        """Note that whole new trees are on the remote just as intended: :meth:`settle`, but sqlite copies the rows.
+
+        :param tops: the roots of these trees.
+        :param entries: everything in them.
+        """
+        spans = [{"top": top, "below": top + b"/", "end": top + b"0"} for top in tops]  # "0" comes after "/"
+        with _Transaction(self._db):
+            intents = sum(self._db.execute(_COUNT_TREE, span).fetchone()[0] for span in spans)
+            copied = intents == len(entries)  # else there are intents of an earlier pass among them
+            if copied:
+                self._db.executemany(_COPY_TREE, spans)
+                self._db.executemany(_DROP_TREE, spans)
+        if not copied:
+            self.settle([(path, entry, None) for path, entry in entries.items()], ())
+            return
+        self.entries.update(entries)
+        for known in (self.digests, self.doubtful, self.intended):
+            for path in known.keys() & entries.keys():
+                del known[path]
 
     def doubt(self, paths: Iterable[bytes]) -> None:
         """The content of these is not known any more (in memory: the intents in the file say the same)."""

@@ -127,6 +127,7 @@ class Mirror:
         # What the next pass has to look at, and who waits for it.
         self._wanted = Scope()
         self._waiters: list[Deferred[None]] = []
+        self._served: list[Deferred[None]] = []
         self._busy = False
         self._running: Deferred[None] = succeed(None)
         self._prepared: list[Deferred[None]] = []
@@ -256,6 +257,7 @@ class Mirror:
         while not self._stopped and (self._wanted or self._waiters):
             scope, self._wanted = self._wanted, Scope()
             waiters, self._waiters = self._waiters, []
+            self._served = waiters
             noticed, self._noticed = self._noticed, None
             try:
                 await self._pass(scope)
@@ -361,6 +363,9 @@ class Mirror:
     async def _looked(self, scope: Scope, manifest: Manifest) -> Snapshot:
         if self._live and (b"" in scope.trees or b"" in scope.paths) and await self._ensure_watch():
             scope = WHOLE
+        if b"" in scope.trees:  # it begins only now: it serves all that have asked for one since the pass began
+            self._served += self._waiters
+            self._waiters, self._wanted = [], Scope()
         return await self._scan(scope, manifest)
 
     async def _prepared_remote(self, manifest: Manifest, whole: bool) -> tuple[RemoteTree, bool]:
