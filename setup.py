@@ -26,7 +26,7 @@ setup(
     # The default, said: an editable install then puts this directory on sys.path, where twistd finds plugins.
     package_dir={"": "."},
     packages=[*find_packages(include=["rda", "rda.*"]), "twisted.plugins"],
-    package_data={"rda": ["py.typed"], "twisted.plugins": ["rda_plugin.py"]},
+    package_data={"rda": ["py.typed"], "rda.pages": ["static/*"], "twisted.plugins": ["rda_plugin.py"]},
     install_requires=[
         "twisted[conch,tls]>=24.7",
         "cryptography>=44",
@@ -34,12 +34,16 @@ setup(
         "watchdog>=4",
         "zope.interface>=6",
         "pathspec>=0.12",
+        "shtab>=1.7",  # completion scripts for shells: a matter of each shell's own rules
+        "prometheus-client>=0.20",  # the text format of metrics, and those of the process
     ],
     extras_require={
         "test": TEST,
         "dev": [*TEST, "ruff>=0.6", "mypy>=1.11", "mypy-zope>=1.0.5"],
     },
-    entry_points={"console_scripts": ["rda = rda.command:main"]},
+    entry_points={
+        "console_scripts": ["rda = rda.command:main", "docker-rda = rda.command.plugin:plugin_main"],
+    },
     classifiers=[
         "Development Status :: 4 - Beta",
         "Framework :: Twisted",

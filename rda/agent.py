@@ -16,7 +16,7 @@ from twisted.application.service import MultiService, Service
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
-from twisted.logger import globalLogPublisher
+from twisted.logger import Logger, globalLogPublisher
 from twisted.python.failure import Failure
 
 from rda.api import DaemonAPI
@@ -31,6 +31,7 @@ from rda.pages.logs import RecentLog
 from rda.pages.tree import Pages
 from rda.proxy.server import DockerSite
 from rda.reconciler import Reconciler
+from rda.record import Record, RecordedContext, write_record
 from rda.ssh.link import Link
 from rda.ssh.shared import Links
 from rda.status import ContextStatus, LinkStatus
@@ -41,6 +42,8 @@ __all__ = ["Agent"]
 
 #: Seconds that running streams get to finish when rda is told to stop.
 DRAIN_SECONDS = 5.0
+
+_log = Logger()
 
 
 class Agent(MultiService):
@@ -79,6 +82,15 @@ class Agent(MultiService):
             return result
 
         return maybeDeferred(super().stopService).addBoth(stopped)
+
+    def note_listeners(self) -> None:
+        """Write down where the contexts listen now, for the ``rda`` command."""
+        pid = os.getpid() if self.running else 0
+        record = Record(pid=pid, contexts=tuple(context.record() for context in self._contexts))
+        try:
+            write_record(Path(self._config.state_dir), record)
+        except OSError as error:
+            _log.info("the rda command will need --host: {error}", error=error)
 
     def status(self) -> tuple[ContextStatus, ...]:
         """What every context is doing."""
@@ -151,6 +163,7 @@ class ContextAgent(Service):
         self._ports.append(port)
         self._say(f"rda: context {self._context.name}: {self._context.remote.target} is at")
         self._say(f"    export DOCKER_HOST={docker_host(port.getHost())}")
+        self._agent.note_listeners()
 
     def _cannot_listen(self, failure: Failure, description: str) -> None:
         """Nobody can use a context that does not listen: stop, and say why."""
@@ -172,6 +185,8 @@ class ContextAgent(Service):
     async def _stop(self) -> None:
         """Close from the outside in: no new calls, running ones drained, then ports, mirrors and the link."""
         await gatherResults([Deferred.fromCoroutine(_close(port)) for port in self._ports], consumeErrors=True)
+        self._ports.clear()
+        self._agent.note_listeners()
         self._pages.close()
         await self._site.drain(DRAIN_SECONDS)
         self._reconciler.stopService()
@@ -190,11 +205,18 @@ class ContextAgent(Service):
         super().stopService()
         return Deferred.fromCoroutine(self._stop())
 
+    def _listeners(self) -> tuple[str, ...]:
+        return tuple(docker_host(port.getHost()) for port in self._ports)
+
+    def record(self) -> RecordedContext:
+        """What can be known of this context without asking it."""
+        return RecordedContext.of(self._context, self._listeners())
+
     def status(self) -> ContextStatus:
         """What this context is doing."""
         return ContextStatus(
             name=self._context.name,
-            listeners=tuple(docker_host(port.getHost()) for port in self._ports),
+            listeners=self._listeners(),
             link=self._link.status(),
             forwards=self._forwards.status(),
             mirrors=self._mirrors.status(),

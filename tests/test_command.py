@@ -5,19 +5,27 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import shutil
 import socketserver
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from rda.command import COMMANDS, main
 from rda.command.base import Exit
+from rda.command.plugin import METADATA, own_words, plugin_main
 from rda.command.terminal import Terminal, bar, columns, duration, plain, size, sparkline
+from rda.config import Context, Remote
+from rda.record import Record, RecordedContext, write_record
 from rda.status import ContextStatus, ForwardStatus, LinkStatus, MirrorStatus, Problem
 
 OK, TROUBLE, UNREACHABLE, USAGE = Exit.OK, Exit.TROUBLE, Exit.UNREACHABLE, Exit.USAGE
@@ -31,16 +39,44 @@ def status(**changes: Any) -> dict[str, Any]:
     return {"schema": 1, "version": "0", "contexts": [context | changes]}
 
 
-class StatusTests(SynchronousTestCase):
+#: What a served agent answers: "GET status" -> (HTTP status, document or bytes).
+Routes = Mapping[str, tuple[int, Any]]
+
+
+class CommandCase(SynchronousTestCase):
+    """Runs the command, with nothing of the machine's own in its environment."""
+
+    def setUp(self) -> None:
+        self.home = Path(self.mktemp()).absolute()
+        self.home.mkdir()
+        self.requests: list[tuple[str, Any]] = []
+        kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG")}
+        self.environ = {**kept, "HOME": str(self.home)}
+
     def serve(self, code: int, body: bytes) -> str:
-        """Answer one path on a UNIX socket; returns the DOCKER_HOST value."""
+        """Answer one path on a UNIX socket; return the DOCKER_HOST value."""
+        return self.serve_all({"GET status": (code, body)})
+
+    def serve_status(self, **changes: Any) -> str:
+        return self.serve_all({"GET status": (200, status(**changes))})
+
+    def serve_all(self, routes: Routes) -> str:
+        case = self
 
         class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_response(code if self.path == "/_rda/status" else 404)
+            def answer(self) -> None:
+                path = f"{self.command} {self.path.removeprefix('/_rda/')}"
+                length = int(self.headers.get("Content-Length") or 0)
+                if self.command == "POST":
+                    case.requests.append((path, json.loads(self.rfile.read(length))))
+                code, document = routes.get(path, (404, {"message": "page not found"}))
+                body = document if isinstance(document, bytes) else json.dumps(document).encode()
+                self.send_response(code)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
+
+            do_GET = do_POST = answer
 
             def address_string(self) -> str:
                 return "unix"
@@ -59,16 +95,19 @@ class StatusTests(SynchronousTestCase):
 
     def run_command(self, *arguments: str) -> tuple[int, str, str]:
         out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        environ = mock.patch.dict(os.environ, self.environ, clear=True)
+        with environ, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
                 code = main(arguments)
             except SystemExit as e:
                 code = int(str(e.code))
         return code, out.getvalue(), err.getvalue()
 
+
+class StatusTests(CommandCase):
     def test_well(self) -> None:
         """A connected agent without problems is described, and the exit code says that all is well."""
-        host = self.serve(200, json.dumps(status()).encode())
+        host = self.serve_status()
         code, out, _ = self.run_command("status", "--host", host)
         self.assertEqual(code, OK)
         self.assertIn("default: me@host:22 connected, 12.3 ms, socket via streamlocal", out)
@@ -97,7 +136,7 @@ class StatusTests(SynchronousTestCase):
 
     def test_json(self) -> None:
         """``--json`` prints the whole document."""
-        host = self.serve(200, json.dumps(status()).encode())
+        host = self.serve_status()
         _, out, _ = self.run_command("status", "--json", "--host", host)
         self.assertEqual(json.loads(out), json.loads(json.dumps(status())))
 
@@ -126,14 +165,24 @@ class StatusTests(SynchronousTestCase):
         self.assertEqual(code, OK)
         self.assertRegex(out, r"^rda \d")
         self.assertIn("no agent answers", out)
-        code, out, _ = self.run_command("version", "--host", self.serve(200, json.dumps(status()).encode()))
+        code, out, _ = self.run_command("version", "--host", self.serve_status())
         self.assertIn("agent 0 at unix://", out)
+
+    def test_watch(self) -> None:
+        """``--watch`` prints the status whenever it changes, and looks again when the agent has gone."""
+        states = (status(), status(problems=[asdict(Problem("x", "is wrong"))]))
+        stream = b"".join(b"data: " + json.dumps(state).encode() + b"\n\n" for state in states)
+        host = self.serve_all({"GET status": (200, status()), "GET events": (200, stream)})
+        with mock.patch("time.sleep", side_effect=[None, KeyboardInterrupt]):
+            code, out, _ = self.run_command("status", "--watch", "--host", host)
+        self.assertEqual(code, Exit.INTERRUPTED)
+        self.assertEqual((out.count("connected"), out.count("! x: is wrong"), out.count("looking again")), (4, 2, 2))
 
     def test_tables(self) -> None:
         """``forwards`` and ``mirrors`` print their table alone, for people or as JSON."""
         forward = asdict(ForwardStatus("c", "web", "80/tcp", "127.0.0.1:80", "127.0.0.1:1", "open", bytes_in=1500))
         mirror = asdict(MirrorStatus("/src", "/there", "idle", "two-way", files=1200, bytes=10))
-        host = self.serve(200, json.dumps(status(forwards=[forward], mirrors=[mirror])).encode())
+        host = self.serve_status(forwards=[forward], mirrors=[mirror])
         _, out, _ = self.run_command("forwards", "--host", host)
         self.assertEqual(out, "127.0.0.1:80 -> web 80/tcp  open  0 connections, 1.5 kB in, 0 B out\n")
         _, out, _ = self.run_command("mirrors", "--host", host)
@@ -143,7 +192,7 @@ class StatusTests(SynchronousTestCase):
 
     def test_nothing_to_list(self) -> None:
         """Empty tables say that they are empty."""
-        host = self.serve(200, json.dumps(status()).encode())
+        host = self.serve_status()
         self.assertEqual(self.run_command("forwards", "--host", host)[1], "no ports are published\n")
         self.assertEqual(self.run_command("mirrors", "--host", host)[1], "nothing is mirrored\n")
 
@@ -160,6 +209,208 @@ class StatusTests(SynchronousTestCase):
             code, out, _ = self.run_command(command.name, "--help")
             self.assertEqual(code, OK)
             self.assertIn(f"usage: rda {command.name}", out)
+
+
+class PlaceTests(CommandCase):
+    """Where the agent is looked for."""
+
+    def record(self, *listeners: str) -> None:
+        directory = self.home / ".local/state/rda"
+        directory.mkdir(parents=True)
+        context = RecordedContext.of(Context("default", Remote("host")), listeners)
+        write_record(directory, Record(contexts=(context,)))
+
+    def test_environment(self) -> None:
+        """DOCKER_HOST says where, as for the docker command."""
+        self.environ["DOCKER_HOST"] = self.serve_status()
+        self.assertEqual(self.run_command("status")[0], OK)
+
+    def test_record(self) -> None:
+        """Without it, the agent that runs with the user's state directory is found."""
+        self.record(self.serve_status())
+        self.assertEqual(self.run_command("status")[0], OK)
+
+    def test_environment_points_elsewhere(self) -> None:
+        """When what answers at DOCKER_HOST is no agent, the one of the state directory is used."""
+        self.environ["DOCKER_HOST"] = self.serve(404, b'{"message":"page not found"}')
+        self.record(self.serve_status())
+        self.assertEqual(self.run_command("status")[0], OK)
+
+    def test_nowhere(self) -> None:
+        """When there is none, every place is named with what is wrong there."""
+        self.environ["DOCKER_HOST"] = self.serve(404, b'{"message":"page not found"}')
+        self.record("unix:///gone.sock")
+        code, _, err = self.run_command("status")
+        self.assertEqual(code, UNREACHABLE)
+        self.assertIn("is not rda", err)
+        self.assertIn("no agent answers at unix:///gone.sock", err)
+
+    def test_context(self) -> None:
+        """A context's own listener is asked for what concerns it; names that there are none of are refused."""
+        gpu = self.serve_all({"POST pause": (200, {"schema": 1})})
+        contexts = [*status()["contexts"], asdict(ContextStatus("gpu", (gpu,), LINK))]
+        self.environ["DOCKER_HOST"] = self.serve_all({"GET status": (200, status() | {"contexts": contexts})})
+        self.assertEqual(self.run_command("pause", "--context", "gpu"), (OK, "", ""))
+        self.assertEqual(self.requests, [("POST pause", {"path": None})])
+        code, _, err = self.run_command("--context", "cpu", "pause")
+        self.assertEqual(code, USAGE)
+        self.assertIn("there are: default, gpu", err)
+
+
+class ControlTests(CommandCase):
+    def test_tells(self) -> None:
+        """Paths are made absolute; the command returns when the agent has done it."""
+        actions = ("flush", "pause", "resume", "confirm")
+        answers: Routes = {f"POST {action}": (200, {"schema": 1}) for action in actions}
+        self.environ["DOCKER_HOST"] = self.serve_all({"GET status": (200, status()), **answers})
+        for action in actions:
+            self.assertEqual(self.run_command(action, "there"), (OK, "", ""))
+        self.assertEqual(self.run_command("flush")[0], OK)
+        path = os.path.abspath("there")
+        asked = [(f"POST {action}", {"path": path}) for action in actions]
+        self.assertEqual(self.requests, [*asked, ("POST flush", {"path": None})])
+
+    def test_refused(self) -> None:
+        """What the agent refuses is printed as it says it, with an exit code of its own."""
+        refusal = (400, {"message": "rda: /x is not mirrored"})
+        self.environ["DOCKER_HOST"] = self.serve_all({"GET status": (200, status()), "POST flush": refusal})
+        self.assertEqual(self.run_command("flush", "/x"), (Exit.REFUSED, "", "rda: /x is not mirrored\n"))
+
+    def test_confirm_needs_a_path(self) -> None:
+        """What is confirmed has to be named."""
+        self.assertEqual(self.run_command("confirm")[0], USAGE)
+
+
+class CollectTests(CommandCase):
+    COPIES = [
+        {"name": "a-2", "source": "/large", "bytes": 2_000_000, "age": 90_000.0},
+        {"name": "a-1", "source": "", "bytes": 10, "age": 60.0},
+    ]
+
+    def serve_copies(self, copies: list[dict[str, Any]], kept: Any = ()) -> None:
+        done = {"schema": 1, "removed": ["a-2"], "kept": list(kept)}
+        routes: Routes = {
+            "GET status": (200, status()),
+            "GET unused": (200, {"schema": 1, "copies": copies}),
+            "POST collect": (200, done),
+        }
+        self.environ["DOCKER_HOST"] = self.serve_all(routes)
+
+    def test_dry_run(self) -> None:
+        """Without ``--yes`` copies are listed with their sizes, and none is removed."""
+        self.serve_copies(self.COPIES)
+        code, out, _ = self.run_command("gc")
+        self.assertEqual(code, OK)
+        self.assertIn("2.0 MB  unused for 1 d 1 h  /large\n10 B    unused for 1 min    a-1\n", out)
+        self.assertIn("2.0 MB in 2 copies", out)
+        self.assertIn("rda gc --yes", out)
+        self.assertEqual(self.requests, [])
+
+    def test_removes(self) -> None:
+        """With it they are removed; those of the last days can be spared."""
+        self.serve_copies(self.COPIES)
+        code, out, _ = self.run_command("gc", "--yes", "--older", "1")
+        self.assertEqual((code, out.splitlines()[-1]), (OK, "removed 2.0 MB"))
+        self.assertEqual(self.requests, [("POST collect", {"names": ["a-2"]})])
+
+    def test_kept(self) -> None:
+        """What could not be removed is named, and the exit code says so."""
+        self.serve_copies(self.COPIES, [{"subject": "/there/a-1", "message": "cannot be removed"}])
+        code, _, err = self.run_command("gc", "--yes")
+        self.assertEqual((code, err), (TROUBLE, "rda: /there/a-1: cannot be removed\n"))
+
+    def test_nothing(self) -> None:
+        """When every copy is in use, that is said."""
+        self.serve_copies([])
+        self.assertIn("nothing to remove", self.run_command("gc")[1])
+        self.assertEqual(self.run_command("gc", "--json")[1], "[]\n")
+
+
+class LogsTests(CommandCase):
+    def test_lines(self) -> None:
+        """The last lines are printed with their time; what has several lines is indented."""
+        lines = [
+            {"number": n, "time": 0.0, "level": level, "where": "x", "text": text}
+            for n, (level, text) in enumerate([("info", "one"), ("error", "two\nmore\x1b")])
+        ]
+        more = {"number": 2, "time": 0.0, "level": "info", "where": "x", "text": "three"}
+        stream = b"".join(b"event: line\ndata: " + json.dumps(line).encode() + b"\n\n" for line in [*lines, more])
+        routes: Routes = {
+            "GET status": (200, status()),
+            "GET logs": (200, {"schema": 1, "lines": lines}),
+            "GET logs/events": (200, stream),
+        }
+        self.environ |= {"DOCKER_HOST": self.serve_all(routes), "TZ": "UTC"}
+        _, out, _ = self.run_command("logs")
+        self.assertRegex(out, r"^19(70|69)-\S+ \S+ one\n\S+ \S+ error: two\n    more\\x1b\n$")
+        self.assertEqual(json.loads(self.run_command("logs", "-n", "1", "--json")[1])["number"], 1)
+        code, out, err = self.run_command("logs", "-f", "-n", "0")
+        self.assertRegex(out, r"^\S+ \S+ three\n$")
+        self.assertEqual(code, UNREACHABLE)
+        self.assertIn("has stopped", err)
+
+
+class CompletionTests(CommandCase):
+    def test_shells(self) -> None:
+        """For each shell there is a script that knows the commands."""
+        for shell in ("bash", "zsh", "fish"):
+            code, out, _ = self.run_command("completion", shell)
+            self.assertEqual(code, OK)
+            self.assertIn("mirrors", out)
+
+    def test_bash(self) -> None:
+        """In bash, the Tab key completes commands and their options."""
+        bash = shutil.which("bash")
+        if bash is None:
+            self.skipTest("there is no bash here")
+        script = Path(self.mktemp())
+        script.write_text(self.run_command("completion", "bash")[1])
+        for words, wanted in ((["rda", "sta"], "status"), (["rda", "status", "--w"], "--watch")):
+            typed = " ".join(words)
+            complete = f"COMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}; _shtab_rda; echo ${{COMPREPLY[@]}}"
+            done = subprocess.run(
+                [bash, "-c", f"source {script}; {complete}"], capture_output=True, text=True, timeout=60
+            )
+            self.assertEqual(done.stdout.strip(), wanted, done.stderr)
+
+
+class PluginTests(CommandCase):
+    def test_handshake(self) -> None:
+        """The docker command is given the metadata that it asks for."""
+        out = io.StringIO()
+        asked = mock.patch.object(sys, "argv", ["docker-rda", "docker-cli-plugin-metadata"])
+        with asked, contextlib.redirect_stdout(out):
+            self.assertEqual(plugin_main(), 0)
+        self.assertEqual(json.loads(out.getvalue()), METADATA)
+
+    def test_words(self) -> None:
+        """The docker command's own options are taken off; its ``--host`` is the agent's."""
+        for words, wanted in (
+            ("rda status --watch", "status --watch"),
+            ("--host tcp://x:1 rda status", "--host tcp://x:1 status"),
+            ("-H=tcp://x:1 --tls rda", "--host tcp://x:1"),
+            ("--context away --config /c -D -l debug rda gc --yes", "gc --yes"),
+            ("status", "status"),
+            ("", ""),
+        ):
+            self.assertEqual(own_words(words.split()), wanted.split())
+
+    def test_install(self) -> None:
+        """The link is made where the docker command looks, replaced, and removed; a file that is none stays."""
+        self.environ["DOCKER_CONFIG"] = str(self.home / "docker")
+        program = self.home / "docker-rda"
+        program.touch()
+        link = self.home / "docker/cli-plugins/docker-rda"
+        with mock.patch.object(sys, "argv", [str(self.home / "rda")]):
+            for _ in range(2):
+                self.assertEqual(self.run_command("plugin", "install")[0], OK)
+                self.assertEqual(link.readlink(), program)
+            self.assertEqual(self.run_command("plugin", "remove")[0], OK)
+            self.assertFalse(link.is_symlink())
+            link.write_text("")
+            for do in ("install", "remove"):
+                self.assertEqual(self.run_command("plugin", do)[0], Exit.REFUSED)
+        self.assertTrue(link.exists())
 
 
 class TerminalTests(SynchronousTestCase):

@@ -17,6 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("containers",),
     ("reconciler",),
     ("api", "forwards", "splice", "udp", "sync", "proxy", "ssh", "pages"),
+    ("record",),
     (
         "docker",
         "policy",

@@ -222,7 +222,7 @@ class EventsTests(PagesCase):
         client.take()
         for _ in range(int(HEARTBEAT_SECONDS / LOOK_SECONDS)):
             self.advance(LOOK_SECONDS)
-        self.assertIn(b":\n\n", client.received)
+        self.assertEqual(client.received.count(b":\n\n"), 1)
 
     def test_nobody_looks_for_nobody(self) -> None:
         """When the last one has gone, no timer is left."""

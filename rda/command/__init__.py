@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rda.command import lists, status, version
+from rda.command import collect, completion, control, lists, logs, plugin, status, version
 from rda.command.base import Command, CommandError, Exit
 from rda.command.terminal import Terminal
 
@@ -25,6 +25,14 @@ COMMANDS: tuple[Command, ...] = (
     status.COMMAND,
     lists.FORWARDS,
     lists.MIRRORS,
+    control.FLUSH,
+    control.PAUSE,
+    control.RESUME,
+    control.CONFIRM,
+    collect.COMMAND,
+    logs.COMMAND,
+    completion.COMMAND,
+    plugin.COMMAND,
     version.COMMAND,
 )
 

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from rda.command.base import CommandError, Exit, Unreachable
 from rda.config import DEFAULT_CONTEXT
+from rda.record import read_record
 
 __all__ = ["DEFAULT_HOST", "Agent", "Place", "find_agent", "places", "state_directory"]
 
@@ -31,23 +32,11 @@ TIMEOUT = 10.0
 #: The version of the status document that this command reads.
 SCHEMA = 1
 
-#: Written by the agent into its state directory: where it listens, and what it was told.
-RECORD = "agent.json"
-
 
 def state_directory(environ: Mapping[str, str] = os.environ) -> Path:
     """Where the agent keeps its state unless it was told otherwise."""
     home = environ.get("XDG_STATE_HOME") or os.path.join(environ.get("HOME", "~"), ".local/state")
     return Path(environ.get("RDA_STATE_DIR") or os.path.join(home, "rda")).expanduser()
-
-
-def record(directory: Path) -> dict[str, Any]:
-    """What the agent wrote down when it last started with this state directory; empty when there is nothing."""
-    try:
-        found = json.loads((directory / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -69,9 +58,11 @@ def places(host: str | None, environ: Mapping[str, str], directory: Path) -> lis
     found = []
     if environ.get("DOCKER_HOST"):
         found.append(Place(environ["DOCKER_HOST"], "DOCKER_HOST"))
-    listeners = record(directory).get("listeners")
-    for at in listeners if isinstance(listeners, list) else ():
-        found.append(Place(str(at), str(directory / RECORD)))
+    found += [
+        Place(listener, f"the state directory {directory}")
+        for context in read_record(directory).contexts
+        for listener in context.listeners
+    ]
     if not found:
         found.append(Place(DEFAULT_HOST, "the default"))
     return found

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
-from rda.command.base import Command, Exit
-from rda.command.endpoint import find_agent
+from rda.command.base import Command, Exit, Unreachable
+from rda.command.endpoint import Agent, find_agent
+from rda.command.events import events
 from rda.command.lists import forward_lines, mirror_lines
 from rda.command.terminal import Terminal, duration, plain, sparkline
 
@@ -17,6 +19,9 @@ __all__ = ["COMMAND", "describe", "is_well"]
 
 #: Problems that are printed for each context; ``rda status --json`` has them all.
 PROBLEMS_SHOWN = 10
+
+#: Seconds between two looks for an agent that has gone while its status was watched.
+AGAIN_SECONDS = 2.0
 
 _LINK_COLOURS = {"connected": "green", "failed": "red"}
 
@@ -97,12 +102,28 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace, terminal: Terminal) -> int:
-    status = find_agent(options.host).status()
+    agent = find_agent(options.host)
+    if options.watch:
+        _watch(agent, options, terminal)
+    status = agent.status()
     if options.json:
         terminal.print(json.dumps(status, indent=2, ensure_ascii=False))
     else:
         terminal.print(*describe(status, terminal, time.time()))
     return Exit.OK if is_well(status) else Exit.TROUBLE
+
+
+def _watch(agent: Agent, options: argparse.Namespace, terminal: Terminal) -> NoReturn:
+    """Show the status whenever it changes, also after the agent was restarted, until Ctrl-C."""
+    while True:
+        try:
+            for status in events(agent, "events"):
+                terminal.screen(describe(status, terminal, time.time()))
+        except Unreachable as error:
+            terminal.screen([str(error), "", f"looking again every {AGAIN_SECONDS:.0f} s; Ctrl-C ends this"])
+        time.sleep(AGAIN_SECONDS)
+        with contextlib.suppress(Unreachable):
+            agent = find_agent(options.host)
 
 
 COMMAND = Command("status", "the link, what is forwarded and synced, and why something is not", _run, _configure)

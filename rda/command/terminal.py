@@ -53,6 +53,17 @@ class Terminal:
             self.out.write(line.encode(encoding, "replace").decode(encoding) + "\n")
         self.out.flush()
 
+    def screen(self, lines: Iterable[str]) -> None:
+        """Show lines in the place of what was there; in a file, below it."""
+        if not self.out.isatty():
+            self.print(*lines, "")
+            return
+        room = shutil.get_terminal_size()
+        shown = [line if self.colours else line[: room.columns] for line in lines][: room.lines - 1]
+        # Home; each line to its end cleared behind it, so that nothing flickers; then everything below.
+        self.out.write("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in shown) + "\x1b[J")
+        self.out.flush()
+
     def warn(self, message: str) -> None:
         """Say something that is not part of the output."""
         self.err.write(f"rda: {message}\n")

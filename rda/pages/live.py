@@ -25,7 +25,7 @@ MAX_STREAMS = 32
 #: Seconds between two looks at the status, while somebody watches; nobody looks otherwise.
 LOOK_SECONDS = 1.0
 
-#: Seconds after which a comment is sent on a quiet stream: whoever has gone is noticed, proxies do not close it.
+#: Seconds between two comments on a stream: whoever has gone is noticed, proxies do not close it.
 HEARTBEAT_SECONDS = 15.0
 
 #: Milliseconds that a browser waits before it connects again.
@@ -104,10 +104,12 @@ class Stream:
 
 
 class Streams(OwnResource):
-    """A resource whose GETs become streams."""
+    """A resource whose GETs become streams. Timers run only while somebody watches."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: IReactorTime) -> None:
         super().__init__()
+        self._clock = clock
+        self._heartbeat: IDelayedCall | None = None
         self.streams: list[Stream] = []
         self.closed = False
 
@@ -117,8 +119,15 @@ class Streams(OwnResource):
             raise Busy(f"{MAX_STREAMS} clients watch already; close one" if not self.closed else "rda is stopping")
         stream = Stream(request, self._left, self.send_missed)
         self.streams.append(stream)
+        if self._heartbeat is None:
+            self._heartbeat = self._clock.callLater(HEARTBEAT_SECONDS, self._beat)
         self.joined(stream)
         return server.NOT_DONE_YET
+
+    def _beat(self) -> None:
+        self._heartbeat = self._clock.callLater(HEARTBEAT_SECONDS, self._beat)
+        for stream in list(self.streams):
+            stream.beat()
 
     def joined(self, stream: Stream) -> None:
         """Send what a new client has to know."""
@@ -128,6 +137,9 @@ class Streams(OwnResource):
 
     def _left(self, stream: Stream) -> None:
         self.streams.remove(stream)
+        if not self.streams and self._heartbeat is not None:
+            self._heartbeat.cancel()
+            self._heartbeat = None
 
     def close(self) -> None:
         """End all streams, and take no more: rda is stopping."""
@@ -143,12 +155,10 @@ class StatusEvents(Streams):
     """
 
     def __init__(self, clock: IReactorTime, document: Callable[[], dict[str, Any]]) -> None:
-        super().__init__()
-        self._clock = clock
+        super().__init__(clock)
         self._document = document
         self._timer: IDelayedCall | None = None
         self._last: dict[str, Any] = {}
-        self._quiet = 0.0
 
     def joined(self, stream: Stream) -> None:
         """Send the status, and look again from time to time."""
@@ -162,22 +172,13 @@ class StatusEvents(Streams):
         stream.send(b"status", serialise(self._last))
 
     def _look(self) -> None:
-        self._timer = None
-        if not self.streams:
-            return
         self._timer = self._clock.callLater(LOOK_SECONDS, self._look)
         found = self._document()
-        changed = found | {"now": 0} != self._last | {"now": 0}
-        self._quiet = 0.0 if changed else self._quiet + LOOK_SECONDS
-        if changed:
+        if found | {"now": 0} != self._last | {"now": 0}:
             self._last = found
             data = serialise(found)
             for stream in list(self.streams):
                 stream.send(b"status", data)
-        elif self._quiet >= HEARTBEAT_SECONDS:
-            self._quiet = 0.0
-            for stream in list(self.streams):
-                stream.beat()
 
     def _left(self, stream: Stream) -> None:
         super()._left(stream)

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import ILogObserver, LogEvent, LogLevel, eventAsText
 from twisted.web.iweb import IRequest
 from zope.interface import implementer
@@ -73,8 +74,8 @@ class LogLines(OwnResource):
 class LogEvents(Streams):
     """``/_rda/logs/events``: the lines that are kept, and then each new one."""
 
-    def __init__(self, log: RecentLog) -> None:
-        super().__init__()
+    def __init__(self, clock: IReactorTime, log: RecentLog) -> None:
+        super().__init__(clock)
         self._recent = log
         log.listeners.append(self._logged)
 

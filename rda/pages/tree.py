@@ -43,7 +43,7 @@ class Pages(Resource):
         def document() -> dict[str, Any]:
             return status_document(status(), process, time.time())
 
-        self._streams = (StatusEvents(clock, document), LogEvents(log))
+        self._streams = (StatusEvents(clock, document), LogEvents(clock, log))
         self.putChild(b"status", _Status(document))
         self.putChild(b"events", self._streams[0])
         lines = LogLines(log)

@@ -1,0 +1,93 @@
+"""What the agent writes down in its state directory when it listens, for the ``rda`` command on the same machine.
+
+It says where the agent is, and which remote it was told to use, so that ``rda status`` needs no ``--host`` and
+``rda doctor`` works when the agent does not run. It holds no secrets, and only its owner can read it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rda import __version__
+from rda.config import Context, Remote
+
+__all__ = ["Record", "RecordedContext", "read_record", "write_record"]
+
+#: The file's name in the state directory.
+NAME = "agent.json"
+
+
+@dataclass(frozen=True)
+class RecordedContext:
+    """One context, as far as it can be looked into from outside the agent.
+
+    :ivar listeners: as in DOCKER_HOST; none when the agent has stopped.
+    :ivar listen: Twisted server endpoint strings, as configured.
+    """
+
+    name: str
+    listeners: tuple[str, ...]
+    listen: tuple[str, ...]
+    remote: Remote
+    docker: str
+    sync_root: str
+
+    @classmethod
+    def of(cls, context: Context, listeners: tuple[str, ...]) -> RecordedContext:
+        """Record a context of the configuration."""
+        return cls(context.name, listeners, context.listen, context.remote, context.docker, context.sync_root)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the file says.
+
+    :ivar pid: of the agent, 0 when it has stopped.
+    """
+
+    version: str = __version__
+    pid: int = 0
+    contexts: tuple[RecordedContext, ...] = field(default=())
+
+
+def write_record(directory: Path, record: Record) -> None:
+    """Replace the file, at once and whole.
+
+    :raises OSError: the directory cannot be written to.
+    """
+    path = directory / NAME
+    new = path.with_suffix(f".{os.getpid()}.new")
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump(asdict(record), file)
+    os.replace(new, path)
+
+
+def read_record(directory: Path) -> Record:
+    """Read the file; an empty record when there is none that can be understood."""
+    try:
+        found = json.loads((directory / NAME).read_text(encoding="utf-8"))
+        contexts = tuple(_context(one) for one in found["contexts"])
+        return Record(str(found["version"]), int(found["pid"]), contexts)
+    except (OSError, ValueError, KeyError, TypeError):
+        return Record()
+
+
+def _context(found: dict[str, Any]) -> RecordedContext:
+    known: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in found["remote"].items()
+        if key in Remote.__dataclass_fields__
+    }
+    return RecordedContext(
+        str(found["name"]),
+        tuple(map(str, found["listeners"])),
+        tuple(map(str, found["listen"])),
+        Remote(**known),
+        str(found["docker"]),
+        str(found["sync_root"]),
+    )

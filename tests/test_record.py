@@ -1,0 +1,37 @@
+"""What the agent writes down for the command."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from rda.config import Context, Remote
+from rda.record import NAME, Record, RecordedContext, read_record, write_record
+
+
+class RecordTests(SynchronousTestCase):
+    def directory(self) -> Path:
+        path = Path(self.mktemp())
+        path.mkdir()
+        return path
+
+    def test_round_trip(self) -> None:
+        """What is written is read again; only its owner can read it, and nothing else is left there."""
+        directory = self.directory()
+        remote = Remote("me@host", identities=("/key",), accept_new=True)
+        record = Record(pid=7, contexts=(RecordedContext.of(Context("x", remote), ("tcp://localhost:1",)),))
+        write_record(directory, Record())
+        write_record(directory, record)
+        self.assertEqual(read_record(directory), record)
+        self.assertEqual([path.name for path in directory.iterdir()], [NAME])
+        self.assertEqual(stat.S_IMODE((directory / NAME).stat().st_mode), 0o600)
+
+    def test_unreadable(self) -> None:
+        """A file that is missing, damaged or of another version is none."""
+        directory = self.directory()
+        self.assertEqual(read_record(directory), Record())
+        for text in ("", "[]", "{}", '{"version": "9", "pid": 1, "contexts": [{}]}', "\x00"):
+            (directory / NAME).write_text(text)
+            self.assertEqual(read_record(directory), Record())
