@@ -314,6 +314,31 @@ class LossTests(RelayCase):
         self.assertTrue(client.closed_cleanly)
         self.assertEqual(self.site.proxy.pool.idle, 0)
 
+    def test_pipelined_requests_before_a_half_close(self) -> None:
+        """All requests that came before a half-close are answered; the daemon learns of it with the last one."""
+        client = self.client(GET + GET.replace(b"_ping", b"info") + GET.replace(b"_ping", b"version"))
+        client.transport.loseWriteConnection()
+        self.pump()
+        for path in (b"_ping", b"info"):
+            self.assertIn(path, self.upstream.take())
+            self.assertFalse(self.upstream.ended)
+            self.send(self.upstream, OK)
+        self.assertIn(b"version", self.upstream.take())
+        self.assertTrue(self.upstream.ended)
+        self.send(self.upstream, OK)
+        self.assertEqual(client.received, OK * 2 + OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        self.assertTrue(client.closed_cleanly)
+
+    def test_a_part_of_a_request_before_a_half_close(self) -> None:
+        """Part of a request behind a complete one, and a refused one, do not keep the connection open."""
+        for more in (GET[:10], b"\r\n", b"nonsense\r\n\r\n", GET.replace(b"localhost", b"elsewhere")):
+            client = self.client(GET + more)
+            client.transport.loseWriteConnection()
+            self.pump()
+            self.send(self.upstream, OK)
+            self.assertTrue(client.received.startswith(OK), more)
+            self.assertTrue(client.closed_cleanly, more)
+
     def test_a_client_that_half_closed_and_then_vanished(self) -> None:
         """A client that goes away after its half-close is found by the reaper."""
         client = self.client(EVENTS)

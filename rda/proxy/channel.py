@@ -121,6 +121,7 @@ class DockerChannel(http.HTTPChannel):
     _phase = _Phase.IDLE
     _tunnel: Tunnel | None = None
     _body_held = False
+    _input_ended = False
     _lost = False
     _timer: IDelayedCall | None = None
 
@@ -165,14 +166,20 @@ class DockerChannel(http.HTTPChannel):
 
     def readConnectionLost(self) -> None:
         """The client closed its sending half, or altogether."""
+        self._input_ended = True
         if self._phase is _Phase.TUNNEL:
             assert self._tunnel is not None
             self._tunnel.client_ended()
-        elif self._phase is not _Phase.EXCHANGE:
-            self.loseConnection()
-        elif hung_up(self.transport):
+        elif self._phase is _Phase.EXCHANGE and hung_up(self.transport):
             self.transport.abortConnection()
         else:
+            self._end_input()
+
+    def _end_input(self) -> None:
+        """Close when everything that came before the end of the input has its answer: pipelined requests as well."""
+        if self._phase is not _Phase.EXCHANGE:
+            self.loseConnection()
+        elif not self._dataBuffer:  # else it is not the last request, or a hijack's input
             self.persistent = False
             self.requests[0].half_closed()
 
@@ -309,6 +316,8 @@ class DockerChannel(http.HTTPChannel):
             else:
                 self.persistent = False
         super().requestDone(request)
+        if self._input_ended and not self._lost:
+            self._end_input()
 
     # ----------------------------------------------------------------------------------------------------- timers
 
@@ -368,6 +377,8 @@ class DockerChannel(http.HTTPChannel):
         self.unregisterProducer()
         self.transport.unregisterProducer()
         tunnel.start(head, early)
+        if self._input_ended:
+            tunnel.client_ended()
 
 
 class DockerRequest(server.Request):

@@ -440,8 +440,6 @@ class Exchange:
             self._counters.hijacks += 1
             self._counters.hijacks_total += 1
             self._downstream.start_tunnel(tunnel, head.verbatim)
-            if self._half_closed:
-                tunnel.client_ended()
 
         if self.call.route.asks:
             self._hold(head.status, None, granted)

@@ -104,9 +104,11 @@ class Tunnel:
 
     def client_ended(self) -> None:
         """The client closed its sending half, or everything: end the daemon's input."""
-        self.half_closed = True
+        before, self.half_closed = self.half_closed, True
         if hung_up(self._client.transport):
             self._client.transport.abortConnection()
+            return
+        if before:
             return
         self._daemon.unregisterProducer()
         self._daemon.loseWriteConnection()
