@@ -146,7 +146,7 @@ class ContextAgent(Service):
         )
         containers = Containers(api, forwards, mirrors, reconciler, owner, sources, host_forwards)
         self._pages = Pages(reactor, self._agent.status, mirrors, self._agent.log)
-        self._site = DockerSite(link.docker(), containers, reactor, own=self._pages)
+        self._site = DockerSite(link.docker(), containers, reactor, context.limits, own=self._pages)
         link.add_observer(self._link_changed)
         self._was_connected = False
         reconciler.startService()

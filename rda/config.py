@@ -7,15 +7,17 @@ keys that they leave out from the top level (all but ``remote`` and ``listen``).
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 from rda.docker.host_network import read_ports
 from rda.errors import ConfigError, RdaError
+from rda.limits import Limits
 from rda.policy_config import Access, read_access
 
 #: The name of the context that the top level of the file, or the command line, describes.
@@ -92,6 +94,7 @@ class Context:
     :ivar rules: the user's rules on bind sources, before the built-in ones.
     :ivar forwards: ports of containers on the host's network.
     :ivar access: who may do what.
+    :ivar limits: what the proxy takes before it refuses.
     """
 
     name: str
@@ -103,6 +106,7 @@ class Context:
     rules: tuple[Rule, ...] = ()
     forwards: tuple[Forward, ...] = ()
     access: Access = field(default_factory=Access)
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True)
@@ -221,6 +225,13 @@ class _Reader:
             return []
         return value
 
+    def table(self, key: str) -> dict[str, Any]:
+        value = self._table.pop(key, {})
+        if not isinstance(value, dict):
+            self.problem(key, f"must be a table like [{key}]")
+            return {}
+        return value
+
     def finish(self, known: str) -> None:
         """Everything left over is a key nobody knows."""
         for key in self._table:
@@ -241,6 +252,7 @@ def _context(name: str, path: str, table: dict[str, Any], problems: list[str], o
         rules=_rules(reader),
         forwards=_forwards(reader),
         access=access,
+        limits=_limits(reader),
     )
     reader.finish("see the sample rda.toml for those there are")
     return context
@@ -349,6 +361,22 @@ def _forward(reader: _Reader) -> Forward:
         reader.problem("ports", str(error))
     reader.finish("container, ports")
     return Forward(container, ports)
+
+
+def _limits(reader: _Reader) -> Limits:
+    """Take the limits that are given; what counts bytes or things is a whole number, what is a time may have parts."""
+    table = reader.table("limits")
+    known = {name: type(default) for name, default in asdict(Limits()).items()}
+    given = {}
+    for name, value in table.items():
+        kinds = (int,) if known.get(name) is int else (int, float)
+        if name not in known:
+            reader.problem(f"limits.{name}", "no such limit (see the sample rda.toml for those there are)")
+        elif isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf:
+            reader.problem(f"limits.{name}", f"must be a {'whole ' if kinds == (int,) else ''}number above 0")
+        else:
+            given[name] = known[name](value)
+    return Limits(**given)
 
 
 def _check_listeners(contexts: list[Context], problems: list[str]) -> None:

@@ -14,7 +14,7 @@ from zope.interface import implementer
 
 from rda.docker.routes import Call, Outgoing
 from rda.interfaces import ICallRewriter
-from rda.proxy.limits import Limits
+from rda.limits import Limits
 from rda.proxy.server import DockerSite
 from tests.memory_network import SERVER_ADDRESS, MemoryEndpoint, Network, Peer
 

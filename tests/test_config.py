@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from rda.config import Config, Forward, Outside, Rule, load
 from rda.errors import ConfigError
+from rda.limits import Limits
 
 OUTSIDE = Outside(
     state_dir="/state",
@@ -128,3 +132,24 @@ class LoadTests(SynchronousTestCase):
         """The state directory is expanded, and has a default."""
         self.assertEqual(read(remote="a").state_dir, "/state")
         self.assertEqual(read(remote="a", state_dir="~/x").state_dir, "/home/me/x")
+
+    def test_limits(self) -> None:
+        """Limits are numbers above 0 with known names; a context has its own, or the top level's."""
+        config = read(
+            'remote="a"\n[limits]\nhead=2048\nhead_seconds=2\n[context.b]\nremote="b"\nlisten="tcp:1"\n'
+            '[context.c]\nremote="c"\nlisten="tcp:2"\nlimits={connections=5}'
+        )
+        self.assertEqual(
+            [context.limits for context in config.contexts],
+            [Limits(head=2048, head_seconds=2.0)] * 2 + [Limits(connections=5)],
+        )
+        for wrong in ("head=1.5", "head=0", "head=true", 'head="1"', "head_seconds=inf", "head_seconds=-1.0", "hed=1"):
+            (problem,) = self.problems(f'remote="a"\n[limits]\n{wrong}')
+            self.assertTrue(problem.startswith(f"limits.{wrong.split('=')[0]}: "), problem)
+        self.assertEqual(self.problems('remote="a"\nlimits=1'), ("limits: must be a table like [limits]",))
+
+    def test_the_sample_shows_every_limit(self) -> None:
+        """The sample names each limit with its default."""
+        sample = (Path(__file__).parent.parent / "etc/rda.toml").read_text(encoding="utf-8")
+        lines = re.findall(r"^# ([a-z_]+) = ([0-9.]+) +# ", sample.partition("# [limits]")[2], re.MULTILINE)
+        self.assertEqual({name: float(value) for name, value in lines}, asdict(Limits()))

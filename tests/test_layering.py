@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "peers",
         "made_here",
     ),
-    ("callers",),
+    ("callers", "limits"),
     ("errors",),
     ("",),
 )
@@ -42,13 +42,13 @@ STRANGERS = ("forwards", "sync", "proxy", "ssh", "api", "pages")
 PURE = (
     "errors.py",
     "callers.py",
+    "limits.py",
     "config.py",
     "policy.py",
     "policy_config.py",
     "status.py",
     "docker/*.py",
     "proxy/wire.py",
-    "proxy/limits.py",
     "proxy/counters.py",
     "proxy/guard.py",
     "pages/document.py",

@@ -11,7 +11,7 @@ from twisted.internet.error import ConnectionLost, ConnectionRefusedError
 
 from rda.docker.routes import Outgoing
 from rda.errors import LinkDown, Refused
-from rda.proxy.limits import Limits
+from rda.limits import Limits
 from tests.memory_network import HIGH_WATER
 from tests.relay_case import GET, OK, RelayCase, answer, body_of, post
 

@@ -19,8 +19,8 @@ from twisted.web.resource import Resource
 from rda.callers import Caller, Proof
 from rda.docker.routes import Call
 from rda.errors import Refused
+from rda.limits import Limits
 from rda.proxy.callers import Visitor
-from rda.proxy.limits import Limits
 from tests.memory_network import Peer
 from tests.relay_case import GET, OK, RelayCase, answer, post
 

@@ -30,9 +30,9 @@ from twisted.web import http, server
 from zope.interface import implementer
 
 from rda.errors import BadRequest, BodyTooLarge, HeadTooLarge, RdaError, RequestTimeout
+from rda.limits import Limits
 from rda.proxy import tls
 from rda.proxy.callers import Visitor
-from rda.proxy.limits import Limits
 from rda.proxy.relay import Exchange
 from rda.proxy.tunnel import Tunnel, hung_up
 from rda.proxy.wire import Chunked, RequestHead, WireError, tokens

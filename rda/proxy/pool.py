@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from rda.errors import DaemonUnreachable, RdaError
-from rda.proxy.limits import Limits
+from rda.limits import Limits
 from rda.proxy.tunnel import Tunnel
 from rda.proxy.wire import AnswerHead, Framing, HeadReader, UntilClose, WireError
 from rda.sockets import send_now

@@ -27,8 +27,8 @@ from rda.docker.routes import Answer, Call, Outgoing, RequestBody
 from rda.errors import BodyTooLarge, DaemonUnreachable, RdaError
 from rda.flow import Flow
 from rda.interfaces import ICallRewriter
+from rda.limits import Limits
 from rda.proxy.counters import Counters
-from rda.proxy.limits import Limits
 from rda.proxy.pool import DaemonConnection, DaemonPool
 from rda.proxy.tunnel import ClientEnd, Tunnel
 from rda.proxy.wire import (

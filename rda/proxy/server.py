@@ -19,12 +19,12 @@ from rda.callers import Caller
 from rda.docker import routes
 from rda.errors import RdaError
 from rda.interfaces import ICallRewriter
+from rda.limits import Limits
 from rda.proxy.callers import Visitor, anybody
 from rda.proxy.calls import Calls
 from rda.proxy.channel import DockerChannel, DockerRequest
 from rda.proxy.counters import Counters
 from rda.proxy.guard import check_framing, check_origin
-from rda.proxy.limits import Limits
 from rda.proxy.pool import DaemonPool
 from rda.proxy.relay import Exchange
 from rda.proxy.wire import RequestHead

@@ -1,4 +1,4 @@
-"""Every number that bounds the proxy, in one place. Pure."""
+"""Every number that bounds the proxy, in one place; ``[limits]`` of the configuration changes them. Pure."""
 
 from __future__ import annotations
 
