@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from rda.errors import BadRequest, LinkDown, SyncFailed, SyncHalted
 from rda.status import MirrorStatus, RemoteCopy
 from rda.sync.copies import Collected
-from rda.sync.mirror import Mirror
+from rda.sync.mirror import Mirror, Settings
 from rda.sync.mirrors import Mirrors
 from rda.sync.scan import Scanner
 from rda.sync.tree import Scope
@@ -56,14 +56,23 @@ def write(path: str, content: bytes = b"", mode: int = 0o644) -> None:
 class MirrorCase(SynchronousTestCase):
     """A local directory, a remote host, and mirrors between them."""
 
+    def settings(self, source: str) -> Settings:
+        """How a source is mirrored."""
+        return Settings()
+
     def setUp(self) -> None:
         self.top = tempfile.mkdtemp(prefix="rda-test-", dir=MEMORY)
         self.addCleanup(shutil.rmtree, self.top, True)
         self.local = os.path.join(self.top, "local")
         os.mkdir(self.local)
-        self.host = DirectoryHost(os.path.join(self.top, "remote"))
-        self.addCleanup(self.host.lose)
+        self.host = self.new_host()
         self.start()
+
+    def new_host(self) -> DirectoryHost:
+        """A remote host that has never been connected to."""
+        host = DirectoryHost(os.path.join(self.top, "remote"))
+        self.addCleanup(host.lose)
+        return host
 
     def start(self) -> None:
         """A (new) rda."""
@@ -81,6 +90,7 @@ class MirrorCase(SynchronousTestCase):
             self.clock,
             at_once,
             watcher,
+            settings=self.settings,
             mounted=lambda: succeed(frozenset(self.mounted)),
         )
         self.mirrors.startService()
@@ -472,54 +482,6 @@ class TroubleTests(MirrorCase):
         failure = self.failureResultOf(self.mirrors.flush(self.local), SyncFailed)
         self.assertIn("disk is full", str(failure.value))
         self.assertEqual(contents(remote)[b"f"][3], b"old")
-
-    def test_killed_at_every_operation(self) -> None:
-        """The connection, or rda, may end at any operation: afterwards both sides are equal, nothing foreign was
-        touched, and no temporary is left."""
-        for restart in (False, True):
-            for after in (False, True):
-                self._kill_everywhere(restart, after)
-
-    def _kill_everywhere(self, restart: bool, after: bool) -> None:
-        step = 0
-        while True:
-            step += 1
-            self.setUp()
-            write(self.path("d/f"), b"1")
-            write(self.path("d/g"), b"1")
-            os.symlink("x", self.path("l"))
-            remote = self.place()
-            self.flush()
-            write(os.path.join(remote, "d/foreign"), b"theirs")
-            write(os.path.join(remote, "taken"), b"theirs too")
-            self._mess_up()
-            files = self.host.connections[-1]
-            files.fail_at, files.fail_after = len(files.operations) + step, after
-            if restart:
-                self.kill_when_lost()
-            self.mirrors.flush(self.local).addErrback(lambda _: None)
-            if not files.lost:
-                return
-            if restart:
-                self.restart()
-            write(self.path("d/f"), b"and changed again")
-            self.flush()
-            found = contents(remote)
-            self.assertEqual(found.pop(b"d/foreign")[3], b"theirs", step)
-            self.assertEqual(found.pop(b"taken.rda-conflict")[3], b"theirs too", step)
-            self.assertEqual(found, contents(self.local), step)
-            stage = os.listdir(os.path.join(os.path.dirname(remote), "stage"))
-            self.assertEqual([name for name in stage if b"x" in os.fsencode(name)], [], step)
-            self.assertLessEqual(len(stage), 4, step)
-
-    def _mess_up(self) -> None:
-        write(self.path("d/f"), b"changed")
-        write(self.path("new/n"), b"2")
-        write(self.path("taken"), b"ours")
-        os.unlink(self.path("d/g"))
-        os.unlink(self.path("l"))
-        os.symlink("y", self.path("l"))
-        write(self.path("large"), b"z" * 300_000)
 
 
 class HolderTests(MirrorCase):

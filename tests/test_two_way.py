@@ -5,16 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-from typing import Any
-
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from rda.errors import SyncHalted
 from rda.sync.mirror import Settings
-from rda.sync.mirrors import Mirrors
-from tests.fakes_remote import at_once, contents
-from tests.test_mirrors import FakeWatcher, MirrorCase, write
+from tests.fakes_remote import contents
+from tests.test_mirrors import MirrorCase, write
 
 #: Times that no two writes share: SFTP tells whole seconds only.
 STAMPS = itertools.count(1_500_000_000)
@@ -25,16 +20,8 @@ class ModeCase(MirrorCase):
 
     mode = "two-way"
 
-    def start(self) -> None:
-        super().start()
-        watcher: Any = FakeWatcher()
-        self.successResultOf(self.mirrors.stopService())
-        state = os.path.join(self.top, "state")
-        chosen = Settings(self.mode, ("ignored",))
-        self.mirrors = Mirrors(
-            self.host, state, "somebody", ".rda", self.clock, at_once, watcher, lambda source: chosen
-        )
-        self.mirrors.startService()
+    def settings(self, source: str) -> Settings:
+        return Settings(self.mode, ("ignored",))
 
     def there(self, name: str) -> str:
         return os.path.join(self.remote, name)
@@ -189,77 +176,3 @@ class TwoWayTests(ModeCase):
         self.restart()
         self.flush()
         self.assertFalse(os.path.exists(self.path(".rda-incoming-7")))
-
-
-STEPS = st.tuples(
-    st.sampled_from(["write", "write", "remove", "directory", "link", "flush", "lose", "restart"]),
-    st.booleans(),
-    st.integers(0, 8),
-    st.integers(0, 40),
-)
-NAMES = ["a", "b", "c/a", "c/b", "c/d/e", "c/d/f", "g/h/i", "g", "c"]
-
-
-class HistoryTests(ModeCase):
-    """Random histories of both sides."""
-
-    @given(st.lists(STEPS, min_size=3, max_size=25))
-    @settings(max_examples=100, deadline=None)
-    def test_two_way(self, history: list[tuple[str, bool, int, int]]) -> None:
-        """In the end both sides are equal, and no edit that nobody took back is lost on either."""
-        self.setUp()
-        self.remote = self.place()
-        for number, (what, far, name, other) in enumerate(history):
-            if what == "flush":
-                self.check_flush()
-            elif what == "lose":
-                files = self.host.connections[-1]
-                files.fail_at, files.fail_after = len(files.operations) + other, bool(name % 2)
-            elif what == "restart":
-                self.restart()
-                self.host.lose()
-                self.successResultOf(self.mirrors.hold("c", [self.local]))
-            else:
-                self.change(what, self.remote if far else self.local, NAMES[name], number)
-        self.check_flush()
-        self.assertEqual(contents(self.remote), contents(self.local))
-
-    def check_flush(self) -> None:
-        """Everything that was edited since the last time is somewhere afterwards."""
-        for files in self.host.connections:
-            files.fail_at = None
-        mirror = self.mirrors._mirrors[self.local]
-        manifest = mirror._manifest
-        known = {} if manifest is None else dict(manifest.entries)
-        kept = set()
-        for side in (self.local, self.remote):
-            for path, value in contents(side).items():
-                if value[0] == "file" and (path not in known or known[path].mtime != value[2]):
-                    kept.add(value[3])
-        for _ in range(4):
-            done = self.mirrors.flush(self.local)
-            done.addErrback(lambda failure: (failure.trap(SyncHalted), self.mirrors.confirm(self.local))[1])
-        held = {value[3] for value in contents(self.local).values() if value[0] == "file"}
-        self.assertLessEqual(kept, held)
-        self.assertEqual(contents(self.remote), contents(self.local))
-
-    def change(self, what: str, side: str, name: str, number: int) -> None:
-        path = os.path.join(side, name)
-        above = os.path.dirname(path)
-        while len(above) > len(side):
-            if os.path.lexists(above) and (os.path.islink(above) or not os.path.isdir(above)):
-                return
-            above = os.path.dirname(above)
-        if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path)
-        elif os.path.lexists(path):
-            os.unlink(path)
-        if what == "write":
-            write(path, b"%d" % number)
-            stamp = next(STAMPS)
-            os.utime(path, (stamp, stamp))
-        elif what == "directory":
-            os.makedirs(path)
-        elif what == "link":
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            os.symlink(f"target{number}", path)

@@ -12,7 +12,7 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from rda.sync.plan import EMPTIED_FROM, Halt, Plan, Put, plan_one_way
-from rda.sync.tree import UNCERTAIN, Entry, Kind, Snapshot, depth, lineage, parent, within
+from rda.sync.tree import OWNER_KEEPS_ACCESS, UNCERTAIN, Entry, Kind, Snapshot, depth, lineage, parent, within
 
 
 @dataclass(frozen=True)
@@ -181,9 +181,16 @@ class _Reconciliation:
         elif other is None:
             self._push[path] = False
         elif mine.kind == Kind.DIRECTORY and other.kind == Kind.DIRECTORY:
-            self._agreed.append((path, mine))
+            self._agree(path, mine, other)
         else:
             self._push[path] = False  # keeps both, unless they turn out to be the same
+
+    def _agree(self, path: bytes, mine: Entry, other: Entry) -> None:
+        """A directory is on both sides: at most its permission bits are sent."""
+        if (mine.mode | OWNER_KEEPS_ACCESS) == (other.mode | OWNER_KEEPS_ACCESS):
+            self._agreed.append((path, mine))
+        else:
+            self._push[path] = True
 
     def _is_directory(self, path: bytes) -> bool:
         entry = self._there.get(path) or self._known.get(path)
@@ -203,7 +210,7 @@ class _Reconciliation:
                     self._push.setdefault(above, False)
                     break
                 if self._push.pop(above, None) is not None and mine is not None:
-                    self._agreed.append((above, mine))
+                    self._agree(above, mine, self._there[above])
                 if mine is None:
                     self._pull.add(above)
         for path in [p for p in self._push if p in self._here]:

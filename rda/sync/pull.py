@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import stat
 from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
 
+from rda.errors import RdaError
 from rda.interfaces import IRemoteFiles
 from rda.sync.both import Pull
 from rda.sync.large import Progress
@@ -26,6 +28,8 @@ from rda.sync.tree import Entry, Kind, join
 #: Files fetched at once, and what is asked for at once of each (a server may give less).
 FILES_AT_ONCE = 32
 PIECE = 256 * 1024
+
+_CREATE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
 
 InThread = Callable[..., Deferred[Any]]
 
@@ -50,7 +54,6 @@ class Fetch:
         self._manifest = manifest
         self._in_thread = in_thread
         self._progress = progress
-        self._number = 0
         self.problems: dict[bytes, str] = {}
         self.again: set[bytes] = set()
 
@@ -92,17 +95,20 @@ class Fetch:
             self.problems[path] = f"cannot be fetched from the remote host: {error.strerror}"
             await self._in_thread(_discard, temporary)
             return
+        except RdaError:
+            await self._in_thread(_discard, temporary)
+            raise
         await self._try(path, self._in_thread(_install, self._root, path, temporary, there, here))
 
     def _temporary(self) -> bytes:
-        self._number += 1
-        return self._root + b"/" + INCOMING + b"%d" % self._number
+        """A path of its own for every fetch, also beside one that an earlier pass could not remove."""
+        return self._root + b"/" + INCOMING + secrets.token_hex(6).encode()
 
     async def _fetch(self, path: bytes, temporary: bytes, there: Entry) -> None:
         handle = await self._files.open(self._remote.full(path), write=False)
         descriptor = None
         try:
-            descriptor = await self._in_thread(os.open, temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC)
+            descriptor = await self._in_thread(os.open, temporary, _CREATE, 0o600)
             offset = 0
             while data := await self._files.read_at(handle, offset, PIECE):
                 self._progress.check()
