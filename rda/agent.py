@@ -14,8 +14,8 @@ from typing import Any
 
 from twisted.application.service import MultiService, Service
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
-from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint, serverFromString
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamClientEndpoint
 from twisted.logger import Logger, globalLogPublisher
 from twisted.python.failure import Failure
 
@@ -25,6 +25,7 @@ from rda.containers import Containers
 from rda.docker.binds import Rules, System
 from rda.docker.host_network import HostForwards, read_ports
 from rda.docker.sources import Sources
+from rda.exposed import Exposed
 from rda.forwards import Forwards
 from rda.made_here import MadeHere
 from rda.pages.logs import RecentLog
@@ -144,7 +145,8 @@ class ContextAgent(Service):
         self._reconciler = reconciler = Reconciler(
             reactor, api, forwards, mirrors, owner, sources.mirrored, self._made_here, host_forwards
         )
-        containers = Containers(api, forwards, mirrors, reconciler, owner, sources, host_forwards)
+        self._exposed = Exposed(link, reactor, context.expose_host, api.bridge_gateway, self._loopback)
+        containers = Containers(api, forwards, mirrors, reconciler, owner, sources, host_forwards, self._exposed)
         self._pages = Pages(reactor, self._agent.status, mirrors, self._agent.log)
         self._site = DockerSite(link.docker(), containers, reactor, context.limits, own=self._pages)
         link.add_observer(self._link_changed)
@@ -177,9 +179,11 @@ class ContextAgent(Service):
         connected = status.state == "connected"
         if connected and not self._was_connected:
             self._reconciler.link_up()
+            self._exposed.link_up()
             self._mirrors.reconnected()
         elif not connected and self._was_connected:
             self._reconciler.link_down()
+            self._exposed.link_down()
         self._was_connected = connected
 
     async def _stop(self) -> None:
@@ -190,11 +194,16 @@ class ContextAgent(Service):
         self._pages.close()
         await self._site.drain(DRAIN_SECONDS)
         self._reconciler.stopService()
+        await self._exposed.stop()
         await self._forwards.stop()
         await self._mirrors.stopService()
         await self._api.close()
         await self._link.stopService()
         self._made_here.close()
+
+    def _loopback(self, port: int) -> list[IStreamClientEndpoint]:
+        """Where a service of this machine may listen."""
+        return [TCP4ClientEndpoint(self._reactor, "127.0.0.1", port), TCP6ClientEndpoint(self._reactor, "::1", port)]
 
     def _sync(self, descriptor: int) -> None:
         """Have what was written to a file reach the disk, in a thread: on a busy disk that takes long."""
@@ -218,7 +227,7 @@ class ContextAgent(Service):
             name=self._context.name,
             listeners=self._listeners(),
             link=self._link.status(),
-            forwards=self._forwards.status(),
+            forwards=(*self._forwards.status(), *self._exposed.status()),
             mirrors=self._mirrors.status(),
             problems=self._reconciler.problems(),
             relay=self._site.status(),

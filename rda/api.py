@@ -81,6 +81,12 @@ class DaemonAPI:
         """Return an image's description; None when there is none."""
         return await self._get_or_none(f"/images/{_segment(reference)}/json")
 
+    async def bridge_gateway(self) -> str:
+        """Return the IPv4 address that the default bridge's gateway has on the remote host; "" when there is none."""
+        network = await self._get_or_none("/networks/bridge")
+        pools = ((network or {}).get("IPAM") or {}).get("Config") or []
+        return next((str(one["Gateway"]) for one in pools if "." in str(one.get("Gateway") or "")), "")
+
     async def list_containers(self, labels: Sequence[str]) -> list[dict[str, Any]]:
         """Return all containers, running or not, that carry every one of these labels (``name`` or ``name=value``)."""
         filters = json.dumps({"label": list(labels)})

@@ -29,6 +29,9 @@ MODES = ("one-way", "mirror", "two-way")
 #: Where a context listens when nothing is said.
 DEFAULT_LISTEN = ("tcp:23750:interface=127.0.0.1",)
 
+#: Ports of this machine that can be exposed: each is a socket that the SSH server listens on for us.
+MAX_EXPOSED = 64
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
 _FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}=?\Z")
 
@@ -95,6 +98,7 @@ class Context:
     :ivar forwards: ports of containers on the host's network.
     :ivar access: who may do what.
     :ivar limits: what the proxy takes before it refuses.
+    :ivar expose_host: ports of this machine that containers reach as ``host.docker.internal``.
     """
 
     name: str
@@ -107,6 +111,7 @@ class Context:
     forwards: tuple[Forward, ...] = ()
     access: Access = field(default_factory=Access)
     limits: Limits = field(default_factory=Limits)
+    expose_host: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -218,6 +223,9 @@ class _Reader:
             return default
         return tuple(value)
 
+    def anything(self, key: str, default: object) -> object:
+        return self._table.pop(key, default)
+
     def tables(self, key: str) -> list[dict[str, Any]]:
         value = self._table.pop(key, [])
         if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
@@ -253,6 +261,7 @@ def _context(name: str, path: str, table: dict[str, Any], problems: list[str], o
         forwards=_forwards(reader),
         access=access,
         limits=_limits(reader),
+        expose_host=_expose_host(reader),
     )
     reader.finish("see the sample rda.toml for those there are")
     return context
@@ -340,6 +349,18 @@ def _rule(reader: _Reader) -> Rule:
         reader.problem("mode", 'mode and ignore are for what is mirrored: where = "local"')
     reader.finish("path, where, mode, ignore")
     return Rule(pattern, where, mode, ignore)
+
+
+def _expose_host(reader: _Reader) -> tuple[int, ...]:
+    value = reader.anything("expose_host", ())
+    entries = value if isinstance(value, (list, tuple)) else [value]
+    texts = [text.strip() for entry in entries for text in str(entry).split(",")]
+    ports = tuple(dict.fromkeys(int(text) for text in texts if re.fullmatch("[0-9]{1,5}", text)))
+    if len(ports) < len(set(texts)) or not all(0 < port < 65536 for port in ports):
+        reader.problem("expose_host", "must be ports of this machine, e.g. [5432, 8080]")
+    if len(ports) > MAX_EXPOSED:
+        reader.problem("expose_host", f"names {len(ports)} ports; {MAX_EXPOSED} are possible")
+    return ports
 
 
 def _forwards(reader: _Reader) -> tuple[Forward, ...]:

@@ -25,6 +25,7 @@ from rda.docker.ports import Published
 from rda.docker.routes import Call, Outgoing
 from rda.docker.sources import Sorted, Sources
 from rda.errors import RdaError
+from rda.exposed import Exposed
 from rda.forwards import Forwards
 from rda.interfaces import ICallRewriter
 from rda.reconciler import Owned, Reconciler
@@ -74,6 +75,7 @@ class Containers:
     :param owner: the identity that this context writes into the labels of its containers.
     :param sources: decides whose path a bind mount's source is.
     :param host_forwards: what is forwarded of containers on the host's network without their asking.
+    :param exposed: the ports of this machine that containers reach.
     """
 
     _log = Logger()
@@ -87,6 +89,7 @@ class Containers:
         owner: str,
         sources: Sources,
         host_forwards: HostForwards | None = None,
+        exposed: Exposed | None = None,
     ) -> None:
         self._api = api
         self._forwards = forwards
@@ -95,6 +98,7 @@ class Containers:
         self._owner = owner
         self._sources = sources
         self._host_forwards = host_forwards or HostForwards()
+        self._this_machine = exposed
         self._outgoing: dict[str, Callable[[Call, _Document], Awaitable[Outgoing]]] = {
             "container create": self._create,
             "container start": self._start,
@@ -171,6 +175,7 @@ class Containers:
         places = await self._place(found)
         inherited = await self._inherited(wanted.volumes_from)
         configured = self._host_forwards.of(_asked_name(call)) if wanted.network_mode == "host" else ()
+        host_address, host_warnings = await self._host_seen(wanted.network_mode)
         nonce = secrets.token_hex(8)
         changed, warnings = rewrite.outward(
             asked,
@@ -181,16 +186,24 @@ class Containers:
             found.remote,
             [one.request for one in inherited],
             configured,
+            host_address,
         )
         ports = (*rewrite.wanted(asked, exposed).ports, *configured)
         memo = _Creating(
             nonce=nonce,
             sources=(*(path for _, path in found.local), *(path for one in inherited for path in one.sources)),
             shown={places[bind.path]: bind.path for bind, _ in found.local},
-            warnings=(*found.warnings, *warnings, *await self._udp_warnings(ports)),
+            warnings=(*found.warnings, *warnings, *await self._udp_warnings(ports), *host_warnings),
         )
         self._reconciler.made_here.intend(nonce)
         return Outgoing(body=changed, memo=memo)
+
+    async def _host_seen(self, network_mode: str) -> tuple[str, tuple[str, ...]]:
+        """Return the address at which a new container finds this machine, "" for none, and what to warn of."""
+        if not self._this_machine or not rewrite.can_reach_host(network_mode):
+            return "", ()
+        await self._this_machine.settled()
+        return self._this_machine.address, self._this_machine.warnings()
 
     async def _udp_warnings(self, ports: Sequence[Published]) -> tuple[str, ...]:
         """Say at once when the remote host cannot relay the datagrams that a container publishes a port for."""

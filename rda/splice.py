@@ -16,6 +16,7 @@ from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
     IReactorTime,
     IStreamClientEndpoint,
+    ITCPTransport,
 )
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
@@ -192,8 +193,9 @@ class Splice(Protocol):
         """Read nothing yet. An accepted connection may be idle for days, with its peer long gone: probe it."""
         transport: Any = self.transport
         transport.pauseProducing()
-        transport.setTcpNoDelay(True)
-        transport.setTcpKeepAlive(True)
+        if ITCPTransport.providedBy(transport):
+            transport.setTcpNoDelay(True)
+            transport.setTcpKeepAlive(True)
         self._made(self)
 
     def dataReceived(self, data: bytes) -> None:

@@ -52,12 +52,13 @@ class LinkStatus:
 
 @dataclass(frozen=True)
 class ForwardStatus:
-    """One published port.
+    """One published port; or, with ``host.docker.internal`` as its name, one that is open the other way round.
 
     :ivar local: where it is open here, e.g. ``127.0.0.1:8080``.
     :ivar remote: where the daemon published it on the remote host, or "" when it is not known yet.
-    :ivar state: ``open``, ``reserved`` (listening; the container is not up yet) or ``not forwarded``.
-    :ivar reason: for what is not forwarded, why.
+    :ivar state: ``open``, ``reserved`` (listening; the container is not up yet) or ``not forwarded``; for a port of
+        this machine that containers reach, ``exposed`` or ``not exposed``.
+    :ivar reason: for what is not forwarded or exposed, why.
     :ivar dropped: datagrams that could not be passed on, or connections that were refused.
     """
 

@@ -74,6 +74,10 @@ class Options(usage.Options):
         """Local address for ports published without one, repeatable [default: 127.0.0.1 and ::1]."""
         self._append("publish_address", address)
 
+    def opt_expose_host(self, ports: str) -> None:
+        """Ports of this machine for containers, as host.docker.internal; with commas, repeatable [default: none]."""
+        self._append("expose_host", ports)
+
     def opt_version(self) -> None:
         """Print the version and exit."""
         print(f"rda {__version__}")

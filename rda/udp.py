@@ -35,6 +35,7 @@ from zope.interface import implementer
 from rda.docker.ports import Published
 from rda.errors import ChannelRefused, CommandFailed, RdaError
 from rda.interfaces import IRemoteHost
+from rda.programs import NO_INTERPRETER, READY, RELAY_PERL, RELAY_PYTHON, command
 
 __all__ = ["COMMAND", "IDLE_SECONDS", "MAX_FLOWS", "MAX_QUEUED", "NO_PROGRAM", "UDPForward", "probe", "udp_listener"]
 
@@ -53,113 +54,14 @@ RETRY_SECONDS = 1.0
 #: Seconds until a remote host that does not say whether it has a program for it is taken to have none.
 PROBE_SECONDS = 10.0
 
-#: The relay program's first words.
-READY = b"RDA1\n"
-
-#: The exit status of :data:`COMMAND` where no interpreter is found: the shell's own for that.
-NO_INTERPRETER = 127
-
 #: Why a port is not forwarded on a remote host that has neither.
 NO_PROGRAM = "UDP needs python3 or perl on the remote host, and neither is there: install one of them"
 
 _FRAME = struct.Struct(">BIH")
 _DATA, _END = 0, 1
 
-_PYTHON = r"""
-import os, select, socket, struct
-def write(data):
-    while data:
-        data = data[os.write(1, data):]
-write(b"RDA1\n")
-held, port, sockets, flows = b"", None, {}, {}
-while True:
-    for ready in select.select([0, *flows], [], [])[0]:
-        if ready:
-            try:
-                data = ready.recv(65535)
-            except OSError:
-                continue
-            if ready in flows:
-                write(struct.pack(">BIH", 0, flows[ready], len(data)) + data)
-            continue
-        data = os.read(0, 65536)
-        if not data:
-            raise SystemExit
-        held += data
-        if port is None:
-            if len(held) < 2:
-                continue
-            port, held = struct.unpack(">H", held[:2])[0], held[2:]
-        while len(held) >= 7:
-            kind, flow, length = struct.unpack(">BIH", held[:7])
-            if len(held) < 7 + length:
-                break
-            data, held = held[7:7 + length], held[7 + length:]
-            if kind:
-                gone = sockets.pop(flow, None)
-                if gone:
-                    del flows[gone]
-                    gone.close()
-                continue
-            try:
-                if flow not in sockets:
-                    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-                    made.setblocking(False)
-                    made.connect(("127.0.0.1", port))
-                    sockets[flow], flows[made] = made, flow
-                sockets[flow].send(data)
-            except OSError:
-                pass
-"""
-
-_PERL = r"""
-use Socket;
-sub out { my $o = shift; while (length $o) { my $w = syswrite(STDOUT, $o); exit 1 unless $w; substr($o, 0, $w) = ""; } }
-binmode STDIN; binmode STDOUT;
-out("RDA1\n");
-my ($held, $port, %sockets) = ("", 0);
-while (1) {
-    my $ready = "";
-    vec($ready, 0, 1) = 1;
-    vec($ready, fileno($_), 1) = 1 for values %sockets;
-    next if select($ready, undef, undef, undef) < 0;
-    for my $flow (keys %sockets) {
-        next unless vec($ready, fileno($sockets{$flow}), 1);
-        my $data = "";
-        next unless defined recv($sockets{$flow}, $data, 65535, 0);
-        out(pack("CNn", 0, $flow, length $data) . $data);
-    }
-    next unless vec($ready, 0, 1);
-    exit 0 unless sysread(STDIN, $held, 65536, length $held);
-    if (!$port) { next if length $held < 2; $port = unpack("n", substr($held, 0, 2, "")); }
-    while (length $held >= 7) {
-        my ($kind, $flow, $length) = unpack("CNn", $held);
-        last if length $held < 7 + $length;
-        my $data = substr($held, 7, $length);
-        substr($held, 0, 7 + $length) = "";
-        if ($kind) { delete $sockets{$flow}; next; }
-        if (!$sockets{$flow}) {
-            socket(my $made, PF_INET, SOCK_DGRAM, 0) or next;
-            connect($made, sockaddr_in($port, INADDR_LOOPBACK)) or next;
-            $sockets{$flow} = $made;
-        }
-        send($sockets{$flow}, $data, 0);
-    }
-}
-"""
-
-
-def _command() -> bytes:
-    """Make the one command of this module: a constant; hexadecimal, so that no shell finds anything to expand."""
-    python = f'exec python3 -c "exec(bytes.fromhex(\\"{_PYTHON.encode().hex()}\\"))"'
-    perl = f'exec perl -e "eval pack(q(H*),q({_PERL.encode().hex()}))"'
-    found = "command -v {} >/dev/null 2>&1"
-    script = f"if {found.format('python3')}; then {python}; elif {found.format('perl')}; then {perl}; fi"
-    return f"exec sh -c '{script}; exit {NO_INTERPRETER}'".encode("ascii")
-
-
-#: What the remote user's shell is given.
-COMMAND = _command()
+#: What the remote user's shell is given: a constant.
+COMMAND = command(RELAY_PYTHON, RELAY_PERL)
 
 #: Opens a UDP listener: (protocol, address, port) -> the port. Raises CannotListenError.
 ListenUDP = Callable[[DatagramProtocol, str, int], IListeningPort]

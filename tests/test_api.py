@@ -25,6 +25,17 @@ class DaemonAPITests(SynchronousTestCase):
         self.endpoint.pump()
         return asked
 
+    def test_bridge_gateway(self) -> None:
+        """The gateway of the default bridge is the IPv4 one; a daemon may have no bridge."""
+        pools = [{"Subnet": "fd00::/64", "Gateway": "fd00::1"}, {"Subnet": "172.17.0.0/16", "Gateway": "172.17.0.1"}]
+        for answer, address in (
+            ((200, {"IPAM": {"Config": pools}}), "172.17.0.1"),
+            ((200, {"IPAM": {"Config": None}}), ""),
+            ((404, {"message": "network bridge not found"}), ""),
+        ):
+            self.daemon.answers["/networks/bridge"] = answer
+            self.assertEqual(self.successResultOf(self.ask(self.api.bridge_gateway())), address)
+
     def test_inspect(self) -> None:
         """A container's description is returned as it is."""
         self.daemon.answers["/containers/web/json"] = 200, {"Id": "1"}

@@ -118,6 +118,13 @@ class LoadTests(SynchronousTestCase):
             ["forward[0].container", "forward[0].ports", "forward[1].ports", "forward[1].port"],
         )
 
+    def test_expose_host(self) -> None:
+        """Ports of this machine are numbers, or texts with commas; anything else is a problem."""
+        for text, ports in (("[5432, 8080]", (5432, 8080)), ('"5432, 8080"', (5432, 8080)), ("80", (80,))):
+            self.assertEqual(read(f'remote="a"\nexpose_host={text}').contexts[0].expose_host, ports)
+        for text in ('"x"', "0", "65536", '""', "[1, true]", str(list(range(1, 66)))):
+            self.assertEqual(len(self.problems(f'remote="a"\nexpose_host={text}')), 1, text)
+
     def test_how_a_bind_is_mirrored(self) -> None:
         """A rule for a local path says how it is mirrored and what is left out; one for a remote path cannot."""
         config = read('remote="a"\n[[bind]]\npath="/src"\nmode="two-way"\nignore=["node_modules"]')

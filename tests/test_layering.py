@@ -16,7 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("agent",),
     ("containers",),
     ("reconciler",),
-    ("api", "forwards", "splice", "udp", "sync", "proxy", "ssh", "pages"),
+    ("api", "forwards", "exposed", "splice", "udp", "sync", "proxy", "ssh", "pages"),
     ("record",),
     (
         "docker",
@@ -29,6 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "flow",
         "peers",
         "made_here",
+        "programs",
     ),
     ("callers", "limits"),
     ("errors",),
@@ -36,7 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 
 #: Parts of one layer that must not know each other: they meet in agent, through rda.interfaces.
-STRANGERS = ("forwards", "sync", "proxy", "ssh", "api", "pages")
+STRANGERS = ("forwards", "exposed", "sync", "proxy", "ssh", "api", "pages")
 
 #: Pure modules: nothing of twisted, no clock, file or thread.
 PURE = (

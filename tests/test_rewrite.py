@@ -167,6 +167,24 @@ class OutwardTests(SynchronousTestCase):
             self.assertEqual(bool(warnings), mode == "host")
             self.assertEqual(sent["HostConfig"]["PortBindings"] == bindings, mode == "container:web")  # type: ignore[index]
 
+    def test_this_machine(self) -> None:
+        """A container gets the name of this machine, unless the user says what that means; inspect shows it not."""
+        for asked, sent in (
+            (None, ["host.docker.internal:172.17.0.1"]),
+            (["a:1.2.3.4"], ["a:1.2.3.4", "host.docker.internal:172.17.0.1"]),
+            (["Host.Docker.Internal=host-gateway"], ["Host.Docker.Internal=host-gateway"]),
+        ):
+            document = {"HostConfig": {"ExtraHosts": asked}}
+            changed = outward(document, host_address="172.17.0.1")
+            self.assertEqual(changed["HostConfig"]["ExtraHosts"], sent)
+            shown: Any = rewrite.inward_inspect(inspected(changed), mine, {})
+            self.assertEqual(shown["HostConfig"]["ExtraHosts"], asked)
+        self.assertNotIn("ExtraHosts", outward({"HostConfig": {}}).get("HostConfig", {}))
+        self.assertEqual(
+            [rewrite.can_reach_host(mode) for mode in ("", "host", "none", "container:x", "mine")],
+            [True, True, False, False, True],
+        )
+
     def test_our_labels(self) -> None:
         """A client can set none of our labels, anywhere."""
         driver = {"VolumeOptions": {"Labels": {OWNER_LABEL: "x"}}}

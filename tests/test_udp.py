@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import os
-import shutil
 import socket
 import struct
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import CannotListenError, ConnectionDone
 from twisted.internet.protocol import DatagramProtocol
 from twisted.internet.task import Clock
-from twisted.trial.unittest import SkipTest, SynchronousTestCase
+from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from rda import udp as module
@@ -29,12 +26,10 @@ from rda.forwards import Forwards
 from rda.interfaces import IRemoteHost
 from rda.udp import COMMAND, IDLE_SECONDS, MAX_QUEUED, NO_PROGRAM, PROBE_SECONDS, READY, udp_listener
 from tests.memory_network import HIGH_WATER, MemoryEndpoint, Network, Peer
+from tests.program_case import TIMEOUT, ProgramCase
 
 DNS = Published(53, "udp", "", 5353, 5353)
 FRAME = struct.Struct(">BIH")
-
-#: Seconds within which a local process answers.
-TIMEOUT = 20
 
 
 def frames(data: bytes) -> list[tuple[int, int, bytes]]:
@@ -408,38 +403,10 @@ class ProbeTests(UDPCase):
         self.failureResultOf(self.forwards.udp_problem(), LinkDown)
 
 
-class ProgramTests(SynchronousTestCase):
+class ProgramTests(ProgramCase):
     """The relay programs themselves, as processes of this machine."""
 
-    def start(self, *interpreters: str) -> subprocess.Popen[bytes]:
-        """Run the command where only these interpreters are found."""
-        directory = Path(self.mktemp())
-        directory.mkdir(parents=True)
-        for name in ("sh", *interpreters):
-            path = sys.executable if name == "python3" else shutil.which(name)
-            if path is None:
-                raise SkipTest(f"{name} is not on this machine")
-            (directory / name).symlink_to(os.path.realpath(path))
-        process = subprocess.Popen(
-            ["/bin/sh", "-c", COMMAND.decode()],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            env={"PATH": str(directory)},
-        )
-        self.addCleanup(process.wait, TIMEOUT)
-        self.addCleanup(process.stdout.close)  # type: ignore[union-attr]
-        self.addCleanup(process.stdin.close)  # type: ignore[union-attr]
-        return process
-
-    def read(self, process: subprocess.Popen[bytes], size: int) -> bytes:
-        assert process.stdout is not None
-        data = b""
-        while len(data) < size:
-            piece = process.stdout.read(size - len(data))
-            assert piece, data
-            data += piece
-        return data
+    command = COMMAND
 
     def answer(self, process: subprocess.Popen[bytes]) -> tuple[int, bytes]:
         """One frame of the program's output."""

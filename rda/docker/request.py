@@ -58,6 +58,8 @@ class Request:
     :ivar shown: remote path -> the path that Docker would show, for the places that name the path alone.
     :ivar sources: the bind paths that are mirrored for it, as the client's system writes them, each once, in order.
     :ivar network_mode: the original NetworkMode.
+    :ivar replaced: further fields of HostConfig that the rewrite replaced: name -> the original, None where there was
+        none.
     :ivar forward: the ports that :data:`FORWARD_LABEL` names, as it does, with network mode host.
     """
 
@@ -70,6 +72,7 @@ class Request:
     sources: tuple[str, ...] = ()
     network_mode: str = ""
     forward: tuple[str, ...] = ()
+    replaced: Mapping[str, object] = field(default_factory=dict)
 
     def label(self) -> str:
         """Return the label's value: compact JSON, what is empty left out."""
@@ -84,6 +87,8 @@ class Request:
             fields["net"] = self.network_mode
         if self.forward:
             fields["forward"] = list(self.forward)
+        if self.replaced:
+            fields["replaced"] = dict(self.replaced)
         return serialise(fields).decode("utf-8")
 
     @property
@@ -127,6 +132,7 @@ def find_request(labels: object) -> Request | None:
             sources=tuple(text_list(fields.get("sources"), "sources")),
             network_mode=text_of(fields.get("net"), "net"),
             forward=tuple(text_list(fields.get("forward"), "forward")),
+            replaced=object_of(fields.get("replaced"), "replaced"),
         )
         understood = fields.get("v") == _VERSION and request.nonce and request.ports is not None
     except RdaError:

@@ -10,6 +10,7 @@ Inward, everything that shows the container again shows what the user asked for.
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from rda.docker.binds import (
     mount_binds,
     volume_source,
 )
-from rda.docker.document import canonical, fold, object_of, objects, text_of
+from rda.docker.document import canonical, fold, object_of, objects, text_list, text_of
 from rda.docker.host_network import FORWARD_LABEL, read_ports
 from rda.docker.labels import check_labels, with_labels_shown
 from rda.docker.listing import ListFilter, outward_filters
@@ -43,6 +44,7 @@ from rda.docker.schemas import CONTAINER_CREATE, HOST_CONFIG, SERVICE, VOLUME_CR
 from rda.errors import Refused
 
 __all__ = [
+    "HOST_NAME",
     "LABEL_PREFIX",
     "OWNER_LABEL",
     "REQUEST_LABEL",
@@ -50,6 +52,7 @@ __all__ = [
     "Mine",
     "Request",
     "Wanted",
+    "can_reach_host",
     "canonical_create",
     "canonical_volume",
     "check_service",
@@ -74,6 +77,9 @@ __all__ = [
 
 #: What the remote daemon is asked for instead of each binding: reachable from the remote host itself only, and free.
 _REMOTE_BINDING = {"HostIp": "127.0.0.1", "HostPort": ""}
+
+#: What containers call this machine, as Docker Desktop has it.
+HOST_NAME = "host.docker.internal"
 
 #: Whether a container (inspect document or list entry) is ours.
 Mine = Callable[[Mapping[str, object]], bool]
@@ -157,6 +163,7 @@ def outward(
     remote: Mapping[str, str] | None = None,
     inherited: Sequence[Request] = (),
     configured: Sequence[Published] = (),
+    host_address: str = "",
 ) -> tuple[dict[str, object], tuple[str, ...]]:
     """Rewrite a container's create document for the remote daemon.
 
@@ -167,6 +174,7 @@ def outward(
     :param remote: bind path -> the remote host's own path that it means, for every bind that is not mirrored.
     :param inherited: the requests of the containers in its VolumesFrom, whose mounts it gets too.
     :param configured: the ports that the configuration forwards of it, should it be on the host's network.
+    :param host_address: where it is to find this machine, as :data:`HOST_NAME`; "" for nowhere.
     :return: the new document, and warnings for create's answer.
     :raises BadRequest: it cannot be understood, or sets rda's own labels.
     :raises Refused: something in it cannot be had over SSH, or a bind is in neither mapping.
@@ -182,6 +190,7 @@ def outward(
     paths = {**(remote or {}), **places}
     moved = _moved(asked.binds, paths)
     own_sources = [bind.path for bind in asked.binds if bind.path in places]
+    replaced = _add_host(host_config, host_address)
     bindings = host_config.get("PortBindings")
     keys = {*object_of(result.get("ExposedPorts"), "ExposedPorts"), *exposed} if asked.publish_all else ()
     request = Request(
@@ -194,6 +203,7 @@ def outward(
         sources=tuple(dict.fromkeys([*own_sources, *(source for one in inherited for source in one.sources)])),
         network_mode=asked.network_mode,
         forward=_forward_specs(result) if asked.network_mode == "host" else (),
+        replaced=replaced,
     )
     _move_binds(host_config, moved, paths, lambda bind: _volume_labels(bind, paths, owner, nonce))
     _move_ports(host_config, request)
@@ -201,6 +211,24 @@ def outward(
         result["HostConfig"] = host_config
     result["Labels"] = {**labels, OWNER_LABEL: owner, REQUEST_LABEL: request.label()}
     return result, (*warnings, *_host_warnings(asked, _forward_specs(result), configured))
+
+
+def can_reach_host(network_mode: str) -> bool:
+    """Return whether a container of a network mode can be given a name for this machine, and can reach it.
+
+    The daemon refuses ``ExtraHosts`` for one that shares the network of another container.
+    """
+    return network_mode != "none" and not network_mode.startswith("container:")
+
+
+def _add_host(host_config: dict[str, object], address: str) -> dict[str, object]:
+    """Give a container the name of this machine, unless the user says what that means; return what was replaced."""
+    hosts = host_config.get("ExtraHosts")
+    entries = text_list(hosts, "HostConfig.ExtraHosts")
+    if not address or any(re.split("[:=]", entry, maxsplit=1)[0].lower() == HOST_NAME for entry in entries):
+        return {}
+    host_config["ExtraHosts"] = [*entries, f"{HOST_NAME}:{address}"]
+    return {"ExtraHosts": hosts}
 
 
 def _host_warnings(asked: Wanted, named: Sequence[str], configured: Sequence[Published]) -> tuple[str, ...]:
@@ -389,6 +417,7 @@ def restore_host_config(host_config: Mapping[str, object], request: Request) -> 
         result["Binds"] = [request.originals.get(f"b{index}", spec) for index, spec in enumerate(binds)]
     if isinstance(mounts := result.get("Mounts"), list):
         result["Mounts"] = [_mount_restored(mount, request.originals.get(f"m{i}")) for i, mount in enumerate(mounts)]
+    result |= request.replaced
     if request.network_mode.startswith("container:"):
         return result
     if request.bindings is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import json
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -108,6 +110,12 @@ class Rda(RdaProcess):
                 f"docker {' '.join(words)} ended with {done.returncode}: {done.stderr!r}\n{self.output}"
             )
         return done
+
+    def status(self) -> dict[str, Any]:
+        """Return what rda says of its context."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/_rda/status", timeout=10) as answer:
+            context: dict[str, Any] = json.load(answer)["contexts"][0]
+        return context
 
     @contextmanager
     def running(self, *words: str, **options: Any) -> Iterator[subprocess.Popen]:
