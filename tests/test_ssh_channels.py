@@ -457,6 +457,17 @@ class SendTests(ChannelCase):
         self.assertEqual(len(theirs.data), 8 * 600_000)
         self.assertIsInstance(self.reason(ours), ConnectionDone)
 
+    def test_pull_producer_when_keys_change(self):
+        """A pull producer goes on after a key exchange that began just when it was to be asked for a piece."""
+        ours, theirs = self.open()
+        producer = Producer(ours.transport, [bytes([n]) * 1000 for n in range(1, 4)])
+        ours.transport.registerProducer(producer, False)
+        self.ssh.client.sendKexInit()
+        self.ssh.clock.advance(0)
+        self.assertEqual(producer.calls, [])
+        self.ssh.flush()
+        self.assertEqual(len(theirs.data), 3000)
+
     def test_second_producer(self):
         """Two producers at a time are a defect of the caller."""
         ours, _ = self.open()

@@ -480,7 +480,11 @@ class StreamChannel(SSHChannel):
     def _pull(self) -> None:
         """Ask a pull producer for its next piece: one for each turn of the reactor, while there is room."""
         self._pull_scheduled = False
-        if self._producer is not None and not self._outgoing and self.conn.transport.may_send:
+        if self._producer is None or self._streaming:
+            return
+        if self._outgoing or not self.conn.transport.may_send:
+            self._mind_producer()  # a key exchange has begun meanwhile: come back after it
+        else:
             self._producer.resumeProducing()
 
     def pump(self) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 
+from tests.live.kills import kill_again_and_again
 from tests.live.process import fetch, free_port
 from tests.live.support import MEBIBYTE, LiveTestCase
 
@@ -130,6 +131,13 @@ class Reconnect(LiveTestCase):
     def test_connection_killed(self):
         """A connection that the server kills is made again at once."""
         self.host.drop_ssh_connections()
+        (self.site / "index.html").write_text("during\n")
+        self.assert_works_again(15)
+
+    def test_killed_under_load(self):
+        """Killed again and again with requests and transfers under way, the link is back each time."""
+        self.rda.docker("run", "-d", "--name", "box", "busybox", "sleep", "1000")
+        kill_again_and_again(self.rda, 3, "box")
         (self.site / "index.html").write_text("during\n")
         self.assert_works_again(15)
 
