@@ -8,7 +8,7 @@ import re
 import resource
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from rda.pages.tree import Pages
 from rda.proxy.server import DockerSite
 from rda.reconciler import Reconciler
 from rda.record import Record, RecordedContext, write_record
+from rda.service_manager import ServiceManager
 from rda.ssh.link import Link
 from rda.ssh.shared import Links
 from rda.status import ContextStatus, LinkStatus
@@ -52,16 +53,23 @@ class Agent(MultiService):
 
     :param say: prints one line to the person who started it.
     :param give_up: ends the process with a failure; the reason has been said.
+    :param manager: is told when the service is ready, and how it is; by default nobody is.
     """
 
     def __init__(
-        self, reactor: Any, config: Config, say: Callable[[str], object], give_up: Callable[[], object]
+        self,
+        reactor: Any,
+        config: Config,
+        say: Callable[[str], object],
+        give_up: Callable[[], object],
+        manager: ServiceManager | None = None,
     ) -> None:
         super().__init__()
         self.setName("rda")
         self._config = config
         self.log = RecentLog()
         self.links = Links(lambda remote, docker: Link(reactor, remote, docker))
+        self._manager = manager or ServiceManager({}, os.getpid(), reactor)
         self._contexts = [
             ContextAgent(reactor, context, Path(config.state_dir), say, give_up, self) for context in config.contexts
         ]
@@ -77,6 +85,7 @@ class Agent(MultiService):
 
     def stopService(self) -> Deferred[Any]:
         """Stop every context; fires when they have stopped."""
+        self._manager.stopping()
 
         def stopped(result: Any) -> Any:
             globalLogPublisher.removeObserver(self.log)
@@ -92,6 +101,18 @@ class Agent(MultiService):
             write_record(Path(self._config.state_dir), record)
         except OSError as error:
             _log.info("the rda command will need --host: {error}", error=error)
+
+    def changed(self) -> None:
+        """Tell the service manager how the contexts are, if it should know."""
+        if not self.running:
+            return
+        listening = all(context.listening for context in self._contexts)
+        links = [(str(context.name), context.link_status()) for context in self._contexts]
+        line = summary(links)
+        if listening and settled(link for _, link in links):
+            self._manager.ready(line)
+        else:
+            self._manager.waiting(line)
 
     def status(self) -> tuple[ContextStatus, ...]:
         """What every context is doing."""
@@ -161,8 +182,14 @@ class ContextAgent(Service):
         for description, listening in zip(self._context.listen, opening, strict=True):
             listening.addCallbacks(self._listening, self._cannot_listen, errbackArgs=(description,))
 
+    @property
+    def listening(self) -> bool:
+        """Whether every listener is open."""
+        return len(self._ports) == len(self._context.listen)
+
     def _listening(self, port: IListeningPort) -> None:
         self._ports.append(port)
+        self._agent.changed()
         self._say(f"rda: context {self._context.name}: {self._context.remote.target} is at")
         self._say(f"    export DOCKER_HOST={docker_host(port.getHost())}")
         self._agent.note_listeners()
@@ -185,6 +212,7 @@ class ContextAgent(Service):
             self._reconciler.link_down()
             self._exposed.link_down()
         self._was_connected = connected
+        self._agent.changed()
 
     async def _stop(self) -> None:
         """Close from the outside in: no new calls, running ones drained, then ports, mirrors and the link."""
@@ -221,6 +249,10 @@ class ContextAgent(Service):
         """What can be known of this context without asking it."""
         return RecordedContext.of(self._context, self._listeners())
 
+    def link_status(self) -> LinkStatus:
+        """How its link is."""
+        return self._link.status()
+
     def status(self) -> ContextStatus:
         """What this context is doing."""
         return ContextStatus(
@@ -233,6 +265,22 @@ class ContextAgent(Service):
             relay=self._site.status(),
             calls=self._site.calls.status(),
         )
+
+
+def settled(links: Iterable[LinkStatus]) -> bool:
+    """Whether a service with these links is ready: none is still on its way, and at least one is there.
+
+    A link that failed waits for a person; the other contexts of the process do not wait for it.
+    """
+    states = {link.state for link in links}
+    return "connected" in states and states <= {"connected", "failed"}
+
+
+def summary(links: Iterable[tuple[str, LinkStatus]]) -> str:
+    """How the links of the contexts are, in one line."""
+    return "; ".join(
+        f"{name}: {link.remote} {link.state}" + (f" ({link.reason})" if link.reason else "") for name, link in links
+    )
 
 
 def listen(reactor: Any, description: str, factory: IProtocolFactory) -> Deferred[IListeningPort]:

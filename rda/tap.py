@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import atexit
 import os
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from twisted.application.service import IService
-from twisted.internet.endpoints import serverFromString
+from twisted.internet.endpoints import AdoptedStreamServerEndpoint, serverFromString
 from twisted.python import usage
 
 from rda import __version__
@@ -154,9 +155,13 @@ def _endpoint_problem(description: str) -> str | None:
     from twisted.internet import reactor
 
     try:
-        serverFromString(reactor, description)
+        endpoint = serverFromString(reactor, description)
     except Exception as e:  # the parsers of endpoint strings, plugins among them, raise whatever they like
+        if description.startswith("systemd:") and isinstance(e, LookupError):
+            return "systemd handed over no such socket: start rda through its .socket unit"
         return f"not a Twisted server endpoint string ({e or type(e).__name__})"
+    if isinstance(endpoint, AdoptedStreamServerEndpoint) and not _private(endpoint.fileno):
+        return "plain TCP is only for a loopback address: change ListenStream= in the .socket unit"
     if description.startswith("tcp"):
         interface = description.partition("interface=")[2]
         if not interface.startswith(_LOOPBACK):
@@ -164,15 +169,22 @@ def _endpoint_problem(description: str) -> str | None:
     return None
 
 
+def _private(descriptor: int) -> bool:
+    """Whether an inherited listening socket is a UNIX one, or on a loopback address."""
+    with socket.socket(fileno=os.dup(descriptor)) as listening:
+        return listening.family == socket.AF_UNIX or listening.getsockname()[0].startswith(_LOOPBACK)
+
+
 def makeService(options: Options) -> IService:
     """The agent for parsed options; called by twistd."""
     from twisted.internet import reactor
 
     from rda.agent import Agent
+    from rda.service_manager import ServiceManager
 
     config: Config = options.settings
     say: Callable[[str], object] = lambda line: print(line, file=sys.stdout, flush=True)  # noqa: E731
-    return Agent(reactor, config, say, _give_up)
+    return Agent(reactor, config, say, _give_up, ServiceManager(os.environ, os.getpid(), reactor))
 
 
 def _give_up() -> None:
