@@ -7,18 +7,25 @@ import os
 import re
 import resource
 import secrets
+import socket
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from twisted.application.service import MultiService, Service
-from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
-from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint, serverFromString
+from twisted.internet.defer import Deferred, execute, gatherResults, maybeDeferred
+from twisted.internet.endpoints import (
+    AdoptedStreamServerEndpoint,
+    TCP4ClientEndpoint,
+    TCP6ClientEndpoint,
+    serverFromString,
+)
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamClientEndpoint
 from twisted.logger import Logger, globalLogPublisher
 from twisted.python.failure import Failure
 
+from rda.adopted import adopt_unix_port
 from rda.api import DaemonAPI
 from rda.config import Config, Context
 from rda.containers import Containers
@@ -289,7 +296,10 @@ def listen(reactor: Any, description: str, factory: IProtocolFactory) -> Deferre
     :param description: a Twisted server endpoint string.
     """
     if not description.startswith("unix:"):
-        return serverFromString(reactor, description).listen(factory)
+        endpoint = serverFromString(reactor, description)
+        if isinstance(endpoint, AdoptedStreamServerEndpoint) and endpoint.addressFamily == socket.AF_UNIX:
+            return execute(adopt_unix_port, reactor, endpoint.fileno, factory)
+        return endpoint.listen(factory)
     if ":mode=" not in description:
         description += ":mode=600"
     before = os.umask(0o177)  # Twisted sets the mode after it has bound

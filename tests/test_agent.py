@@ -11,8 +11,9 @@ from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from rda.agent import Agent, docker_host, identity, listen, private_directory
+from rda.agent import Agent, docker_host, identity, listen, private_directory, settled, summary
 from rda.config import Config, Context, Remote
+from rda.status import LinkStatus
 
 
 class AgentTests(SynchronousTestCase):
@@ -70,3 +71,20 @@ class AgentTests(SynchronousTestCase):
         contexts = tuple(Context(name, Remote("host")) for name in ("default", "gpu"))
         agent = Agent(Clock(), Config(contexts, self.mktemp()), print, lambda: None)
         self.assertEqual([service.name for service in agent], ["default", "gpu"])
+
+    def test_settled(self) -> None:
+        """A service is ready when a link is there and none is on its way; one that waits for a person is not waited for."""
+        for states, ready in (
+            (["connected"], True),
+            (["connected", "failed"], True),
+            (["failed"], False),
+            (["connected", "connecting"], False),
+            (["waiting"], False),
+        ):
+            with self.subTest(states=states):
+                self.assertEqual(settled(LinkStatus("host", state) for state in states), ready)
+
+    def test_summary(self) -> None:
+        """One line says how each link is, and why."""
+        links = [("default", LinkStatus("a@b:22", "connected")), ("gpu", LinkStatus("c", "failed", "no such host"))]
+        self.assertEqual(summary(links), "default: a@b:22 connected; gpu: c failed (no such host)")
