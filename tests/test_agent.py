@@ -73,7 +73,7 @@ class AgentTests(SynchronousTestCase):
         self.assertEqual([service.name for service in agent], ["default", "gpu"])
 
     def test_settled(self) -> None:
-        """A service is ready when a link is there and none is on its way; one that waits for a person is not waited for."""
+        """A service is ready when a link is there and none is on its way; nothing waits for one that failed."""
         for states, ready in (
             (["connected"], True),
             (["connected", "failed"], True),
