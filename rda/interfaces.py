@@ -159,8 +159,8 @@ class IRemoteFiles(Interface):
         without waiting. Every handle has to be closed.
         """
 
-    def write_at(handle: bytes, offset: int, data: bytes) -> Deferred[None]:
-        """Write at most ``write_size`` bytes."""
+    def write_at(handle: bytes, offset: int, data: bytes | memoryview) -> Deferred[None]:
+        """Write at most ``write_size`` bytes, which are copied at once."""
 
     def read_at(handle: bytes, offset: int, length: int) -> Deferred[bytes]:
         """Read at most ``length`` bytes; b"" at the end of the file."""

@@ -170,7 +170,7 @@ class DirectoryFiles:
 
         return self._do("open", path, opened)
 
-    def write_at(self, handle: bytes, offset: int, data: bytes) -> Deferred[None]:
+    def write_at(self, handle: bytes, offset: int, data: bytes | memoryview) -> Deferred[None]:
         assert len(data) <= self.write_size
         return self._do("write_at", b"", lambda: os.pwrite(self._handles[handle], data, offset) and None)
 

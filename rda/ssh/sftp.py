@@ -65,6 +65,8 @@ _EXTENSIONS = {
 
 _Answer = Callable[[int, bytes], Any]
 
+Buffer = bytes | memoryview
+
 
 class ServerError(OSError):
     """A failure that SFTP has no better word for (disk full, not empty, exists, …: OpenSSH says ``Failure``)."""
@@ -211,15 +213,18 @@ class SFTPFiles(Protocol):
         asked.addErrback(lambda failure: self if not self.lost else failure)
         asked.chainDeferred(self.ready)
 
-    def _request(self, kind: int, payload: bytes, answer: _Answer, subject: bytes, expected: int = 0) -> Deferred[Any]:
+    def _request(
+        self, kind: int, payload: bytes, answer: _Answer, subject: bytes, expected: int = 0, content: Buffer = b""
+    ) -> Deferred[Any]:
         """Send a request, or let it wait for its turn.
 
         :param expected: bytes that the answer may hold, when they are many.
+        :param content: what follows the payload: of a file, so that it is copied once only.
         """
         self._next_id = number = (self._next_id + 1) & 0xFFFFFFFF
-        request = _Request(
-            _HEAD.pack(len(payload) + 5, kind, number) + payload, len(payload) + expected + 9, answer, subject
-        )
+        size = len(payload) + len(content)
+        data = b"".join((_HEAD.pack(size + 5, kind, number), payload, content))
+        request = _Request(data, size + expected + 9, answer, subject)
         if self.lost:
             request.deferred.errback(LinkDown("the SFTP channel to the remote host is closed"))
             return request.deferred
@@ -403,10 +408,10 @@ class SFTPFiles(Protocol):
         opened = self._request(_OPEN, payload, _handle, path)
         return opened.addErrback(self._exists_instead, path) if create else opened
 
-    def write_at(self, handle: bytes, offset: int, data: bytes) -> Deferred[None]:
+    def write_at(self, handle: bytes, offset: int, data: Buffer) -> Deferred[None]:
         """See :class:`IRemoteFiles`."""
-        payload = b"".join((_pack(handle), _U64.pack(offset), _U32.pack(len(data)), data))
-        return self._request(_WRITE, payload, _nothing, b"")
+        payload = _pack(handle) + _U64.pack(offset) + _U32.pack(len(data))
+        return self._request(_WRITE, payload, _nothing, b"", content=data)
 
     def read_at(self, handle: bytes, offset: int, length: int) -> Deferred[bytes]:
         """See :class:`IRemoteFiles`."""

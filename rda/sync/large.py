@@ -139,8 +139,8 @@ class Sender:
         return b"".join(hashes)
 
     def _write(self, handle: bytes, offset: int, piece: bytes) -> Deferred[Any]:
-        step = self._files.write_size
-        writes = [self._files.write_at(handle, offset + at, piece[at : at + step]) for at in range(0, len(piece), step)]
+        step, view = self._files.write_size, memoryview(piece)
+        writes = [self._files.write_at(handle, offset + at, view[at : at + step]) for at in range(0, len(view), step)]
         return Deferred.fromCoroutine(gather(*writes))
 
     async def _send_changes(
