@@ -10,7 +10,6 @@ import re
 import shutil
 import statistics
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,11 +56,17 @@ def digests(top: Path) -> dict[str, str]:
 
 
 class MirrorSoakTestCase(SoakTestCase):
-    """A tree in memory, mounted into an idle container."""
+    """A tree, mounted into an idle container."""
+
+    def choose_rda(self) -> Rda:
+        """Start an rda for this test alone; the test may put another one in its place."""
+        rda = super().choose_rda()
+        self.addCleanup(lambda: self.rda.stop())
+        return rda
 
     def setUp(self) -> None:
         super().setUp()
-        self.source = Path(tempfile.mkdtemp(prefix="rda-soak-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+        self.source = self.directory()
         self.addCleanup(shutil.rmtree, self.source, ignore_errors=True)
         self.chance = random.Random(self.id())
 
@@ -133,6 +138,7 @@ class LargeTree(MirrorSoakTestCase):
         began, used = time.monotonic(), self.cpu()
         remote = self.mount()
         self.tell(f"container started after {time.monotonic() - began:.1f} s, {self.cpu() - used:.1f} s of processor")
+        self.assertEqual(len(digests(remote)), files + files // 10)
         self.assertEqual(self.differences(remote), [])
         peak, now = (self.rda.memory(key) - before for key in ("VmHWM", "VmRSS"))
         self.tell(
@@ -165,7 +171,6 @@ class LargeTree(MirrorSoakTestCase):
         (self.source / "meanwhile").write_text("changed while rda was away")
         began = time.monotonic()
         self.rda = Rda(self.host, state_dir=str(self.rda.state))
-        self.addCleanup(self.rda.stop)
         self.rda.wait_ready()
         ready = time.monotonic() - began
         self.eventually((remote / "meanwhile").exists, "the mirror is taken up again", 60)
