@@ -30,7 +30,7 @@ IDLE_SECONDS = 30.0
 IDLE_CPU = 0.05
 
 #: Seconds after the last change until both sides must be equal, with nobody asking for it.
-QUIET_SECONDS = 10.0
+QUIET_SECONDS = 60.0
 
 #: Seconds from a local write until it is seen on the remote: 99 of 100 must not take longer.
 VISIBLE_SECONDS = 0.1
