@@ -155,6 +155,26 @@ class CallStatus:
     seconds: float | None = None
 
 
+#: Upper bounds of the buckets in which times until the answer are counted, in seconds; what is beyond has one more.
+LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+@dataclass(frozen=True)
+class RouteStatus:
+    """What was answered to one kind of call since rda started.
+
+    :ivar name: as in :class:`CallStatus`.
+    :ivar codes: HTTP statuses, each with the number of answers that had it.
+    :ivar buckets: how many answers took so long to begin: see :data:`LATENCY_BUCKETS`.
+    :ivar seconds: that all of them took together to begin.
+    """
+
+    name: str
+    codes: tuple[tuple[int, int], ...]
+    buckets: tuple[int, ...]
+    seconds: float
+
+
 @dataclass(frozen=True)
 class RelayStatus:
     """What has been relayed since rda started.
@@ -174,6 +194,7 @@ class RelayStatus:
     retries: int = 0
     to_daemon: int = 0
     to_client: int = 0
+    routes: tuple[RouteStatus, ...] = ()
 
 
 @dataclass(frozen=True)

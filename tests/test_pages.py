@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import LogLevel
+from twisted.trial.unittest import SynchronousTestCase
 
 from rda.errors import BadRequest, LinkDown
+from rda.pages.control import ACTIONS
+from rda.pages.document import Process, status_document
 from rda.pages.live import HEARTBEAT_SECONDS, LOOK_SECONDS, MAX_STREAMS
 from rda.pages.logs import LINES_KEPT, LONGEST_LINE, RecentLog
 from rda.pages.tree import Pages
-from rda.status import ContextStatus, LinkStatus, MirrorStatus, RemoteCopy
+from rda.status import (
+    CallStatus,
+    ContextStatus,
+    ForwardStatus,
+    LinkStatus,
+    MirrorStatus,
+    Problem,
+    RelayStatus,
+    RemoteCopy,
+    RouteStatus,
+)
 from rda.sync.copies import Collected
 from tests.memory_network import Peer
 from tests.relay_case import GET, OK, RelayCase, body_of, post
@@ -90,6 +106,25 @@ class StatusTests(PagesCase):
         document = self.document(self.ask(b"/status"))
         self.assertEqual(document["contexts"][0]["mirrors"][0]["source"].encode("utf-8", "surrogateescape"), b"/a\xff")
 
+    def test_page(self) -> None:
+        """The status page and its parts are served with their types, and a policy that lets nothing else in."""
+        for path, kind, begin in (
+            (b"/", b"text/html", b"<!doctype html>"),
+            (b"/page.js", b"text/javascript", b"//"),
+            (b"/page.css", b"text/css", b"/*"),
+            (b"/icon.svg", b"image/svg+xml", b"<svg"),
+        ):
+            client = self.ask(path)
+            self.assertIn(b"Content-Type: " + kind, client.received)
+            self.assertIn(b"Content-Security-Policy: default-src 'none'; script-src 'self'", client.received)
+            self.assertTrue(body_of(client.received).startswith(begin))
+
+    def test_way_to_the_page(self) -> None:
+        """``/_rda`` leads to the page."""
+        client = self.ask(b"")
+        self.assertIn(b"302 Found", client.received)
+        self.assertIn(b"Location: /_rda/\r\n", client.received)
+
     def test_nothing_there(self) -> None:
         """Other paths are told to be none, as JSON."""
         for path in (b"/nothing", b"/logs/nothing", b"/status/x/y"):
@@ -105,9 +140,36 @@ class StatusTests(PagesCase):
         self.assertIn(b"200 OK", client.received)
         (over,) = self.site.calls.status()
         self.assertEqual((over.path, over.code, over.answered, over.seconds), ("/build", 200, 0.5, 0.5))
-        self.assertEqual(self.site.status().requests, 1)
-        self.assertEqual(sum(self.site.counters.latency[over.name].buckets), 1)
-        self.assertEqual(self.site.counters.answers, {(over.name, 200): 1})
+        relay = self.site.status()
+        self.assertEqual(relay.requests, 1)
+        (route,) = relay.routes
+        self.assertEqual((route.name, route.codes, sum(route.buckets), route.seconds), (over.name, ((200, 1),), 1, 0.5))
+
+
+class SchemaTests(SynchronousTestCase):
+    #: Section of docs/status-schema.rst -> what it describes.
+    SECTIONS = {
+        "A context": ContextStatus,
+        "A problem": Problem,
+        "The link": LinkStatus,
+        "A published port": ForwardStatus,
+        "A bind mount": MirrorStatus,
+        "Totals of Docker's calls": RelayStatus,
+        "A kind of call": RouteStatus,
+        "A call": CallStatus,
+    }
+
+    def test_documented(self) -> None:
+        """Every field of the status document is described, and none that it has not."""
+        text = (Path(__file__).parent.parent / "docs/status-schema.rst").read_text(encoding="utf-8")
+        sections = dict(re.findall(r"^(\S[^\n]*)\n-+\n(.*?)(?=^\S[^\n]*\n-+\n|\Z)", text, re.MULTILINE | re.DOTALL))
+        for name, kind in self.SECTIONS.items():
+            described = set(re.findall(r"^``(\w+)``$", sections[name], re.MULTILINE))
+            self.assertEqual(described, {field.name for field in fields(kind)}, name)
+        described = set(re.findall(r"^``(\w+)``$", sections["The document"], re.MULTILINE))
+        self.assertEqual(described, set(status_document((), Process(1, 0.0), 0.0)))
+        controls = set(re.findall(r"^``POST /_rda/(\w+)``", sections["Controlling rda"], re.MULTILINE))
+        self.assertEqual(controls, set(ACTIONS))
 
 
 class GuardTests(PagesCase):

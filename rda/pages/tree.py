@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from importlib.resources import files
 from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.iweb import IRequest
 from twisted.web.resource import Resource
+from twisted.web.util import Redirect
 
 from rda.pages.control import ACTIONS, Action, Copies, IControl
 from rda.pages.document import Process, status_document
@@ -19,6 +21,20 @@ from rda.pages.resource import Nothing, OwnResource
 from rda.status import ContextStatus
 
 __all__ = ["Pages"]
+
+#: Nothing from elsewhere, nothing inline, in nobody's frame: what the page shows comes from containers and files.
+CONTENT_SECURITY_POLICY = (
+    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+#: The files of the status page, by name, and their types.
+STATIC = {
+    "": ("index.html", b"text/html; charset=utf-8"),
+    "page.css": ("page.css", b"text/css; charset=utf-8"),
+    "page.js": ("page.js", b"text/javascript; charset=utf-8"),
+    "icon.svg": ("icon.svg", b"image/svg+xml"),
+}
 
 
 class Pages(Resource):
@@ -44,14 +60,21 @@ class Pages(Resource):
             return status_document(status(), process, time.time())
 
         self._streams = (StatusEvents(clock, document), LogEvents(clock, log))
+        for name, (file, kind) in STATIC.items():
+            self.putChild(name.encode(), _Static(file, kind))
         self.putChild(b"status", _Status(document))
         self.putChild(b"events", self._streams[0])
+        self.putChild(b"metrics", _Metrics(status))
         lines = LogLines(log)
         lines.putChild(b"events", self._streams[1])
         self.putChild(b"logs", lines)
         self.putChild(b"unused", Copies(control))
         for name, deed in ACTIONS.items():
             self.putChild(name.encode(), Action(control, deed))
+
+    def render_GET(self, request: Any) -> bytes:
+        """Lead from ``/_rda`` to the page."""
+        return Redirect(b"/_rda/").render(request)
 
     def getChild(self, path: bytes, request: IRequest) -> Resource:
         """Answer for any other path that there is nothing."""
@@ -73,3 +96,43 @@ class _Status(OwnResource):
     def render_GET(self, request: IRequest) -> bytes:
         """Answer with the document that docs/status-schema.rst describes."""
         return self.document(request, self._make())
+
+
+class _Metrics(OwnResource):
+    """``/_rda/metrics``: the same numbers for Prometheus."""
+
+    def __init__(self, status: Callable[[], tuple[ContextStatus, ...]]) -> None:
+        super().__init__()
+        self._status = status
+        self._metrics: Any = None
+
+    def render_GET(self, request: Any) -> bytes:
+        """Answer in the text format, or in OpenMetrics' when that is what is asked for."""
+        if self._metrics is None:
+            # Only where somebody collects them: the library takes a fifth of a second to import.
+            from rda.pages.metrics import Metrics
+
+            self._metrics = Metrics(self._status)
+        text, kind = self._metrics.write(request.getHeader(b"accept") or b"")
+        request.setHeader(b"content-type", kind)
+        return text
+
+
+class _Static(OwnResource):
+    """A file of the status page, read when it is first asked for."""
+
+    def __init__(self, file: str, kind: bytes) -> None:
+        super().__init__()
+        self._file = file
+        self._kind = kind
+        self._content: bytes | None = None
+
+    def render_GET(self, request: IRequest) -> bytes:
+        """Answer with the file."""
+        if self._content is None:
+            self._content = files("rda.pages").joinpath("static", self._file).read_bytes()
+        request.setHeader(b"content-type", self._kind)
+        request.setHeader(b"content-security-policy", CONTENT_SECURITY_POLICY)
+        request.setHeader(b"x-frame-options", b"DENY")
+        request.setHeader(b"referrer-policy", b"no-referrer")
+        return self._content

@@ -5,28 +5,25 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
-__all__ = ["BUCKETS", "Counters", "Latency"]
+from rda.status import LATENCY_BUCKETS, RouteStatus
 
-#: Upper bounds of the buckets in which times until the answer are counted, in seconds.
-BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+__all__ = ["Counters", "RouteCounters"]
 
 
-class Latency:
-    """How long answers of one kind of call took.
+class RouteCounters:
+    """The answers to one kind of call: see :class:`rda.status.RouteStatus`."""
 
-    :ivar buckets: how many were within each of :data:`BUCKETS` (and not the one before), then those beyond.
-    :ivar seconds: all of them together.
-    """
-
-    __slots__ = ("buckets", "seconds")
+    __slots__ = ("buckets", "codes", "seconds")
 
     def __init__(self) -> None:
-        self.buckets = [0] * (len(BUCKETS) + 1)
+        self.codes: dict[int, int] = {}
+        self.buckets = [0] * (len(LATENCY_BUCKETS) + 1)
         self.seconds = 0.0
 
-    def add(self, seconds: float) -> None:
+    def add(self, code: int, seconds: float) -> None:
         """Count one."""
-        self.buckets[bisect_left(BUCKETS, seconds)] += 1
+        self.codes[code] = self.codes.get(code, 0) + 1
+        self.buckets[bisect_left(LATENCY_BUCKETS, seconds)] += 1
         self.seconds += seconds
 
 
@@ -40,7 +37,7 @@ class Counters:
     :ivar hijacks: open tunnels; ``hijacks_total``: all there have been.
     :ivar retries: requests sent again because a kept connection turned out to be dead.
     :ivar to_daemon: bytes sent to the daemon; ``to_client``: bytes sent to clients.
-    :ivar answers: how many there were, by route and status; ``latency``: how long they took, by route.
+    :ivar routes: the answers, by the route's name.
     """
 
     requests: int = 0
@@ -51,8 +48,7 @@ class Counters:
     retries: int = 0
     to_daemon: int = 0
     to_client: int = 0
-    answers: dict[tuple[str, int], int] = field(default_factory=dict)
-    latency: dict[str, Latency] = field(default_factory=dict)
+    routes: dict[str, RouteCounters] = field(default_factory=dict)
 
     def answered(self, name: str, code: int, seconds: float) -> None:
         """Count an answer, when its head is there.
@@ -60,8 +56,14 @@ class Counters:
         :param name: the route's: one of few.
         :param code: the HTTP status.
         """
-        self.answers[name, code] = self.answers.get((name, code), 0) + 1
-        latency = self.latency.get(name)
-        if latency is None:
-            latency = self.latency[name] = Latency()
-        latency.add(seconds)
+        route = self.routes.get(name)
+        if route is None:
+            route = self.routes[name] = RouteCounters()
+        route.add(code, seconds)
+
+    def route_status(self) -> tuple[RouteStatus, ...]:
+        """The answers so far, by kind of call."""
+        return tuple(
+            RouteStatus(name, tuple(sorted(route.codes.items())), tuple(route.buckets), route.seconds)
+            for name, route in sorted(self.routes.items())
+        )

@@ -233,6 +233,7 @@ class DockerSite(server.Site):
             retries=counters.retries,
             to_daemon=counters.to_daemon,
             to_client=counters.to_client,
+            routes=counters.route_status(),
         )
 
     # -------------------------------------------------------------------------------------------------- stop and clean
