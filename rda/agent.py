@@ -52,6 +52,10 @@ __all__ = ["Agent"]
 #: Seconds that running streams get to finish when rda is told to stop.
 DRAIN_SECONDS = 5.0
 
+#: Connections that the kernel keeps until they are accepted: a burst (of a test suite), while the reactor is busy.
+#: The system of a client beyond them (Twisted's default is 50) tries again only after a second.
+BACKLOG = 512
+
 _log = Logger()
 
 
@@ -295,6 +299,8 @@ def listen(reactor: Any, description: str, factory: IProtocolFactory) -> Deferre
 
     :param description: a Twisted server endpoint string.
     """
+    if description.startswith(("tcp:", "tcp6:", "ssl:", "unix:")) and ":backlog=" not in description:
+        description += f":backlog={BACKLOG}"
     if not description.startswith("unix:"):
         endpoint = serverFromString(reactor, description)
         if isinstance(endpoint, AdoptedStreamServerEndpoint) and endpoint.addressFamily == socket.AF_UNIX:

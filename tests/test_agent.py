@@ -11,7 +11,7 @@ from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from rda.agent import Agent, docker_host, identity, listen, private_directory, settled, summary
+from rda.agent import BACKLOG, Agent, docker_host, identity, listen, private_directory, settled, summary
 from rda.config import Config, Context, Remote
 from rda.status import LinkStatus
 
@@ -65,6 +65,19 @@ class AgentTests(SynchronousTestCase):
         self.successResultOf(listen(Reactor(), "unix:/run/x.sock:mode=660", Factory()))
         self.assertEqual(seen, [("/run/x.sock", 0o600, 0o177), ("/run/x.sock", 0o660, 0o177)])
         self.assertEqual(os.umask(0o022), 0o022)
+
+    def test_bursts_of_connections_wait(self) -> None:
+        """Many connections at once wait until they are accepted, unless the endpoint says how many."""
+        seen: list[int] = []
+
+        class Reactor:
+            def listenTCP(self, port: int, factory: Factory, backlog: int, interface: str) -> str:
+                seen.append(backlog)
+                return "port"
+
+        for description in ("tcp:1:interface=127.0.0.1", "tcp:1:backlog=7"):
+            self.successResultOf(listen(Reactor(), description, Factory()))
+        self.assertEqual(seen, [BACKLOG, 7])
 
     def test_one_service_for_each_context(self) -> None:
         """Every context of the configuration is a service of the agent, under its name."""

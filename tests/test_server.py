@@ -21,91 +21,12 @@ from rda.docker.routes import Call
 from rda.errors import Refused
 from rda.limits import Limits
 from rda.proxy.callers import Visitor
+from tests.adversarial import HOST, MALFORMED, MALFORMED_CHUNKS, get
 from tests.memory_network import Peer
 from tests.relay_case import GET, OK, RelayCase, answer, post
 
 ATTACH = b"POST /containers/web/attach HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
 UPGRADED = b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
-
-
-def get(*fields: bytes, target: bytes = b"/_ping", version: bytes = b"HTTP/1.1") -> bytes:
-    return b"\r\n".join([b"GET " + target + b" " + version, *fields, b"", b""])
-
-
-HOST = b"Host: localhost"
-
-#: Requests that two parsers might read differently, from the published collections of smuggling forms.
-MALFORMED = {
-    "no version": b"GET /_ping\r\n\r\n",
-    "HTTP/0.9": b"GET /_ping HTTP/0.9\r\n\r\n",
-    "HTTP/2.0": get(HOST, version=b"HTTP/2.0"),
-    "HTTP/1.2": get(HOST, version=b"HTTP/1.2"),
-    "http/1.1": get(HOST, version=b"http/1.1"),
-    "two spaces": b"GET  /_ping HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "tab": b"GET\t/_ping HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "space before": b" GET /_ping HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "method with separator": b"G(T /_ping HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "no target": b"GET HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "target with NUL": get(HOST, target=b"/a\0b"),
-    "target with high byte": get(HOST, target=b"/a\xffb"),
-    "target with bad escape": get(HOST, target=b"/a%zz"),
-    "target with escaped NUL": get(HOST, target=b"/a%00"),
-    "target with escaped line end": get(HOST, target=b"/a%0d%0aX:%20y"),
-    "absolute form": get(HOST, target=b"http://localhost/containers/create"),
-    "authority form": b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "CONNECT with a path": b"CONNECT /x HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "asterisk form": b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "no host": get(),
-    "two hosts": get(HOST, HOST),
-    "host with a path": get(b"Host: localhost/x"),
-    "host with user": get(b"Host: a@localhost"),
-    "host list": get(b"Host: localhost, evil"),
-    "space before colon": get(HOST, b"A : b"),
-    "no colon": get(HOST, b"A"),
-    "empty name": get(HOST, b": b"),
-    "name with NUL": get(HOST, b"A\0: b"),
-    "value with NUL": get(HOST, b"A: b\0c"),
-    "value with CR": get(HOST, b"A: b\rc"),
-    "value with bare LF": get(HOST, b"A: b\nContent-Length: 5"),
-    "bare LF in request line": b"GET /_ping HTTP/1.1\nHost: localhost\r\n\r\n",
-    "first line folded": b"GET /_ping HTTP/1.1\r\n Host: localhost\r\n\r\n",
-    "CL and TE": get(HOST, b"Content-Length: 5", b"Transfer-Encoding: chunked") + b"0\r\n\r\n",
-    "TE and CL": get(HOST, b"Transfer-Encoding: chunked", b"Content-Length: 5") + b"0\r\n\r\n",
-    "CL twice": get(HOST, b"Content-Length: 5", b"Content-Length: 5") + b"hello",
-    "CL twice, other": get(HOST, b"Content-Length: 5", b"Content-Length: 6") + b"hello!",
-    "CL list": get(HOST, b"Content-Length: 5, 5") + b"hello",
-    "CL signed": get(HOST, b"Content-Length: +5") + b"hello",
-    "CL negative": get(HOST, b"Content-Length: -1"),
-    "CL hexadecimal": get(HOST, b"Content-Length: 0x5") + b"hello",
-    "CL with underscore": get(HOST, b"Content-Length: 1_0") + b"helloworld",
-    "CL empty": get(HOST, b"Content-Length: "),
-    "CL huge": get(HOST, b"Content-Length: " + b"9" * 5000),
-    "CL folded": get(HOST, b"Content-Length:", b" 5 6") + b"hello",
-    "TE identity": get(HOST, b"Transfer-Encoding: identity"),
-    "TE gzip": get(HOST, b"Transfer-Encoding: gzip, chunked") + b"0\r\n\r\n",
-    "TE chunked twice": get(HOST, b"Transfer-Encoding: chunked, chunked") + b"0\r\n\r\n",
-    "TE twice": get(HOST, b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked") + b"0\r\n\r\n",
-    "TE and identity": get(HOST, b"Transfer-Encoding: chunked", b"Transfer-Encoding: identity") + b"0\r\n\r\n",
-    "TE quoted": get(HOST, b'Transfer-Encoding: "chunked"') + b"0\r\n\r\n",
-    "TE with vertical tab": get(HOST, b"Transfer-Encoding: \x0bchunked") + b"0\r\n\r\n",
-    "TE xchunked": get(HOST, b"Transfer-Encoding: xchunked") + b"0\r\n\r\n",
-    "TE in HTTP/1.0": get(HOST, b"Transfer-Encoding: chunked", version=b"HTTP/1.0") + b"0\r\n\r\n",
-    "unknown expectation": get(HOST, b"Expect: 200-ok"),
-    "API version of too many parts": get(HOST, target=b"/v1.2.3/_ping"),
-    "query with semicolon": get(HOST, target=b"/events?a=1;b=2"),
-}
-
-#: Chunked bodies, after a head that is good.
-MALFORMED_CHUNKS = {
-    "extension": b"5;a=b\r\nhello\r\n0\r\n\r\n",
-    "bare LF": b"5\nhello\n0\n\n",
-    "size with space": b"5 \r\nhello\r\n0\r\n\r\n",
-    "size with 0x": b"0x5\r\nhello\r\n0\r\n\r\n",
-    "size with sign": b"+5\r\nhello\r\n0\r\n\r\n",
-    "size too large": b"fffffffffffffffff\r\nhello\r\n0\r\n\r\n",
-    "no end of chunk": b"5\r\nhelloworld\r\n0\r\n\r\n",
-    "forbidden trailer": b"0\r\nContent-Length: 5\r\n\r\n",
-}
 
 
 class DoorTests(RelayCase):

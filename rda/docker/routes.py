@@ -158,6 +158,7 @@ _VERSION = re.compile(r"v([0-9.]+)")
 #: Bytes that may stand unencoded in the path of a target that we write: RFC 3986's pchar, and the slash.
 _PATH_SAFE = "/:@!$&'()*+,;=~"
 
+_NOT_PRINTABLE = re.compile(rb"[^!-~]")
 _PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 #: Control characters have no place in any name of the API, and some of them end a line for somebody.
@@ -204,8 +205,8 @@ def match(method: bytes, target: bytes, caller: Caller = UNPROVED, table: Table 
     """
     if not target.startswith(b"/"):
         raise BadRequest("the request target has to be a path that begins with /")
-    if re.search(rb"[\x00-\x20\x7f]", target):
-        raise BadRequest("the request target holds a space or control character; encode it as %XX")
+    if _NOT_PRINTABLE.search(target):  # Twisted's parser lets 0x7f to 0xb0 pass
+        raise BadRequest("the request target holds something that is not printable ASCII; encode it as %XX")
     raw_path, _, raw_query = target.partition(b"?")
     whole = _clean(_decoded(raw_path, "path"))
     version, path = _split_version(whole)

@@ -21,6 +21,12 @@ __all__ = ["LOCAL_NAMES", "check_framing", "check_origin"]
 #: Names that a browser cannot be made to use for another host.
 LOCAL_NAMES = frozenset(("localhost", "127.0.0.1", "[::1]"))
 
+#: More do not fit into the 64 bits of other parsers, which may take a part of them.
+MAX_LENGTH_DIGITS = 18
+
+#: Twisted's parser refuses only those of them that end something.
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._~%-]*)(?::[0-9]{0,5})?")
 
 Fields = Sequence[tuple[bytes, bytes]]
@@ -33,18 +39,24 @@ def _values(fields: Fields, name: bytes) -> list[bytes]:
 def check_framing(method: bytes, target: bytes, minor: int, fields: Fields) -> None:
     """Refuse a request that two parsers might read differently.
 
-    What Twisted's parser refuses itself (both Content-Length and Transfer-Encoding, odd lengths and chunks, control
-    characters) is not looked at again.
+    What Twisted's parser refuses itself (both Content-Length and Transfer-Encoding, odd lengths and chunks) is not
+    looked at again.
 
-    :raises BadRequest: with the reason.
+    :raises BadRequest: with the reason. Where the request ends is then in doubt: its connection has to be closed
+        (RFC 9112, section 6.3).
     """
     if method == b"CONNECT" or not target.startswith(b"/"):
         raise BadRequest("the request target has to be a path: this is not a general proxy")
     encodings = _values(fields, b"transfer-encoding")
     if encodings and (minor == 0 or [value.lower() for value in encodings] != [b"chunked"]):
         raise BadRequest("the only Transfer-Encoding that is understood is chunked, in HTTP/1.1")
-    if len(_values(fields, b"content-length")) > 1:
+    if any(_CONTROL.search(value) for _, value in fields):
+        raise BadRequest("a header field of the request holds a control character")
+    lengths = _values(fields, b"content-length")
+    if len(lengths) > 1:
         raise BadRequest("the request has more than one Content-Length")
+    if lengths and len(lengths[0]) > MAX_LENGTH_DIGITS:
+        raise BadRequest(f"the request's Content-Length has more than {MAX_LENGTH_DIGITS} digits")
     if tokens(_values(fields, b"expect")) - {b"100-continue"}:
         raise BadRequest("the only expectation that is understood is 100-continue")
 

@@ -187,7 +187,7 @@ class DockerSite(server.Site):
         self.counters.requests += 1
         try:
             caller, head = self._admit(request, head)
-            check_framing(head.method, head.target, head.minor, head.fields)
+            self._check_framing(request, head)
             call = routes.match(head.method, head.target, caller)
             own = call.path == OWN_PREFIX or call.path.startswith(OWN_PREFIX + "/")
             self._check_origin(request.channel.getHost(), head, own)
@@ -210,6 +210,14 @@ class DockerSite(server.Site):
             request.will_close()
             raise
         return caller, head if fields is head.fields else replace(head, fields=tuple(fields))
+
+    @staticmethod
+    def _check_framing(request: DockerRequest, head: RequestHead) -> None:
+        try:
+            check_framing(head.method, head.target, head.minor, head.fields)
+        except RdaError:
+            request.will_close()
+            raise
 
     def _check_origin(self, address: IAddress, head: RequestHead, own: bool) -> None:
         check_origin(
