@@ -26,7 +26,7 @@ from zope.interface import implementer
 
 from rda.errors import ChannelRefused, LinkDown
 from rda.interfaces import IRemoteListener
-from rda.ssh.stream import StreamChannel
+from rda.ssh.stream import StreamChannel, peer_text
 
 if TYPE_CHECKING:
     from rda.ssh.transport import ClientTransport
@@ -55,6 +55,15 @@ MAX_QUESTIONS = 16
 
 #: Sockets of the remote host that one connection listens on: each exposed port is one.
 MAX_LISTENERS = 64
+
+#: Channels that the server has opened to us (connections to those sockets) at a time; more are refused.
+MAX_ACCEPTED = 256
+
+#: Channels that rda has given up or closed, and that the server still has to answer for. A server that never does would
+#: make us remember them for ever.
+MAX_LEFTOVER = 4096
+
+_FORWARDED = b"forwarded-streamlocal@openssh.com"
 
 _UINT32 = struct.Struct(">L")
 _UINT32_X2 = struct.Struct(">2L")
@@ -185,14 +194,22 @@ class Connection(conch.SSHConnection):
 
     def open(self, channel: StreamChannel, extra: bytes) -> None:
         """Ask the server for a channel."""
+        self._check_leftovers()
         self._number(channel)
         head = _UINT32_X3.pack(channel.local_id, channel.localWindowSize, channel.localMaxPacket)
         self.transport.sendPacket(conch.MSG_CHANNEL_OPEN, NS(channel.name) + head + extra)
 
+    def _check_leftovers(self) -> None:
+        """End the connection when the server forgets about its channels."""
+        if len(self.channels) > MAX_LEFTOVER and sum(c.given_up for c in self.channels.values()) > MAX_LEFTOVER:
+            self.transport.fail(LinkDown(f"The SSH server leaves {MAX_LEFTOVER} channels open that rda has closed."))
+
     def _number(self, channel: StreamChannel) -> None:
         """Give a channel our number of it."""
+        while self.localChannelID in self.channels:
+            self.localChannelID = (self.localChannelID + 1) & 0xFFFF_FFFF
         channel.local_id = self.localChannelID
-        self.localChannelID += 1
+        self.localChannelID = (self.localChannelID + 1) & 0xFFFF_FFFF
         channel.conn = self
         self.channels[channel.local_id] = channel
 
@@ -239,25 +256,34 @@ class Connection(conch.SSHConnection):
         """The server opens a channel to us: only for a socket that it was asked to listen on."""
         kind, rest = getNS(packet)
         sender, window, size = _UINT32_X3.unpack_from(rest)
-        if kind == b"forwarded-streamlocal@openssh.com":
+        code = conch.OPEN_ADMINISTRATIVELY_PROHIBITED
+        if kind == _FORWARDED and size:
             path, _ = getNS(rest[12:])
-            listener = self._listeners.get(path)
-            protocol = None if listener is None else listener.factory.buildProtocol(listener.getHost())
-            if protocol is not None and size:
-                self._accept(protocol, path, (sender, window, size))
+            if sum(channel.name == _FORWARDED for channel in self.channels.values()) >= MAX_ACCEPTED:
+                code = conch.OPEN_RESOURCE_SHORTAGE
+            elif self._accept(path, (sender, window, size)):
                 return
-        refusal = _UINT32_X2.pack(sender, conch.OPEN_ADMINISTRATIVELY_PROHIBITED) + NS(b"not asked for") + NS(b"")
+        refusal = _UINT32_X2.pack(sender, code) + NS(b"not asked for, or too many") + NS(b"")
         self.transport.sendPacket(conch.MSG_CHANNEL_OPEN_FAILURE, refusal)
 
-    def _accept(self, protocol: IProtocol, path: bytes, remote: tuple[int, int, int]) -> None:
-        """Confirm a channel that the server opens, and make it the transport of a protocol."""
+    def _accept(self, path: bytes, remote: tuple[int, int, int]) -> bool:
+        """Confirm a connection to a socket that is listened on, and make its channel the transport of a protocol."""
+        listener = self._listeners.get(path)
+        protocol = None if listener is None else listener.factory.buildProtocol(listener.getHost())
+        if protocol is None:
+            return False
         shown = path.decode("utf-8", "replace")
-        channel = StreamChannel(b"forwarded-streamlocal@openssh.com", f"a connection to {shown}", UNIXAddress(path))
+        channel = StreamChannel(_FORWARDED, f"a connection to {shown}", UNIXAddress(path))
         self._number(channel)
         head = _UINT32_X4.pack(remote[0], channel.local_id, channel.localWindowSize, channel.localMaxPacket)
         self.transport.sendPacket(conch.MSG_CHANNEL_OPEN_CONFIRMATION, head)
         channel.accepted(*remote)
-        channel.attach(protocol)
+        try:
+            channel.attach(protocol)
+        except Exception:
+            self._log.failure("a connection to {path} could not be taken", path=shown)
+            channel.abortConnection()
+        return True
 
     def ssh_CHANNEL_OPEN_CONFIRMATION(self, packet: bytes) -> None:
         """A channel is open."""
@@ -273,7 +299,7 @@ class Connection(conch.SSHConnection):
         text, _ = getNS(packet[8:])
         channel = self._opening(number)
         del self.channels[number]
-        channel.refused(code, text.decode("utf-8", "replace"))
+        channel.refused(code, peer_text(text))
 
     def _opening(self, number: int) -> StreamChannel:
         channel = self.channels[number]

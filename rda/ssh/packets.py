@@ -166,6 +166,11 @@ class PacketReader:
         """Say that no body handed out so far is needed any more: their buffer is used again."""
         self._used = 0
 
+    def close(self) -> None:
+        """Give the buffers back: whoever still knows this reader would keep them, and there may be many such."""
+        self._data = self._plain = memoryview(b"")
+        self._fed = b""
+
     def _room(self, length: int) -> memoryview:
         start = self._used
         if start + length > _READ_BUFFER:
@@ -278,6 +283,11 @@ class PacketWriter:
         self.pending = start
         self.sequence = sequence
         return position
+
+    def close(self) -> None:
+        """Give the buffer back, and take no more packets; see :meth:`PacketReader.close`."""
+        self._out = memoryview(b"")
+        self.pending = 0
 
     def _put_compressed_run(self, head: bytes, data: memoryview, size: int) -> int:
         position = 0

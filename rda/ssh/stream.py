@@ -42,7 +42,7 @@ from rda.errors import ChannelRefused, CommandFailed
 if TYPE_CHECKING:
     from rda.ssh.channels import Connection
 
-__all__ = ["MIN_WINDOW", "StreamChannel"]
+__all__ = ["MAX_TEXT", "MIN_WINDOW", "StreamChannel", "peer_text"]
 
 #: Bytes that the peer may send on one channel before we have taken any: what a channel starts with. OpenSSH's own
 #: window is as large. It carries 100 MB/s at 20 ms, and costs nothing while the reader keeps up.
@@ -61,6 +61,9 @@ DELIVERY_SIZE = 256 * 1024
 #: Bytes kept of the end of a command's standard error, for the message of its failure.
 STDERR_TAIL = 4 * 1024
 
+#: The most characters of a peer's text that are shown.
+MAX_TEXT = 300
+
 _UINT32 = struct.Struct(">L")
 _UINT32_X2 = struct.Struct(">2L")
 
@@ -70,6 +73,12 @@ _REFUSALS = {
     conch.OPEN_UNKNOWN_CHANNEL_TYPE: "the SSH server does not know this kind of channel",
     conch.OPEN_RESOURCE_SHORTAGE: "the SSH server has no room for another channel",
 }
+
+
+def peer_text(data: bytes, limit: int = MAX_TEXT) -> str:
+    """A peer's text as people may see it: in one line, not too long, and with nothing that a terminal would obey."""
+    text = data[:limit].decode("utf-8", "replace")
+    return "".join(c if c.isprintable() else " " for c in text).strip()
 
 
 @implementer(ITransport, IConsumer, IPushProducer)
@@ -122,7 +131,7 @@ class StreamChannel(SSHChannel):
         # from the peer
         self._paused = False
         self._gathered: list[memoryview] = []
-        self._incoming: deque[bytes] = deque()  # what could not be delivered yet, at most the window
+        self._incoming: deque[bytearray] = deque()  # what could not be delivered yet, at most the window
         self._taken = 0  # bytes taken by the protocol that the window was not refilled for
         self._round_start = 0.0
         self._round_bytes = 0
@@ -130,7 +139,7 @@ class StreamChannel(SSHChannel):
         self._eof_received = False
         self._eof_told = False
         self._close_reason: Failure | None = None  # what connectionLost says once everything is delivered
-        self._signal = b""
+        self._signal = ""
         self._stderr = b""
         # to the peer
         self._outgoing: deque[memoryview] = deque()
@@ -213,6 +222,11 @@ class StreamChannel(SSHChannel):
         if self.open:
             self._send_close()
 
+    @property
+    def given_up(self) -> bool:
+        """Nobody here needs the channel any more; the server has yet to say that it is closed."""
+        return self._abandoned or bool(self.localClosed)
+
     def attach(self, protocol: IProtocol) -> None:
         """Make this the transport of a protocol; what came before is delivered in the next turn of the reactor."""
         self._protocol = protocol
@@ -242,9 +256,16 @@ class StreamChannel(SSHChannel):
         if self._lost or not data:
             return
         if self._paused or self._protocol is None or self._incoming or self._delivery_scheduled:
-            self._incoming.append(data)
+            self._keep(data)
         else:
             self._give(data)
+
+    def _keep(self, data: bytes) -> None:
+        """Keep data for later, in pieces as they are delivered: many small ones would cost far more."""
+        if self._incoming and len(self._incoming[-1]) + len(data) <= DELIVERY_SIZE:
+            self._incoming[-1] += data
+        else:
+            self._incoming.append(bytearray(data))
 
     def _give(self, data: bytes) -> None:
         self._taken += len(data)
@@ -401,12 +422,12 @@ class StreamChannel(SSHChannel):
         if self.exit_status == 0:
             return ConnectionDone()
         if self._signal:
-            how = f"was ended by signal {self._signal.decode('ascii', 'replace')}"
+            how = f"was ended by signal {self._signal}"
         elif self.exit_status is None:
             how = "ended without an exit status"
         else:
             how = f"ended with status {self.exit_status}"
-        stderr = self._stderr.decode("utf-8", "replace").strip()
+        stderr = peer_text(self._stderr, STDERR_TAIL)
         return CommandFailed(
             f"On the remote host, {self.what} {how}" + (f": {stderr}" if stderr else "."), self.exit_status
         )
@@ -417,7 +438,7 @@ class StreamChannel(SSHChannel):
             (self.exit_status,) = _UINT32.unpack_from(data)
             return True
         if requestType == b"exit-signal":
-            self._signal, _ = getNS(data)
+            self._signal = peer_text(getNS(data)[0])
             return True
         return False
 

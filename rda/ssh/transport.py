@@ -48,6 +48,7 @@ from rda.ssh.exchange import ClientExchange, OutOfOrder, Stage, WrongSignature
 from rda.ssh.keys import fingerprint
 from rda.ssh.options import Algorithms, HostKeys, Options
 from rda.ssh.packets import MAX_RUN_PIECE, MalformedPacket, PacketReader, PacketWriter
+from rda.ssh.stream import MAX_TEXT, peer_text
 from rda.ssh.version import BadVersion, VersionReader
 
 __all__ = ["Algorithms", "ClientTransport", "HostKeys", "Options"]
@@ -69,8 +70,12 @@ MAX_BLOCKED = 20_000
 #: Bytes read from the socket at once, and the level of its write buffer above which channels pause.
 SOCKET_BUFFER = 256 * 1024
 
-#: The most text of a peer's disconnect message that is shown.
-MAX_REASON = 300
+#: Bytes that wait for a socket that is full, beyond what it holds. No data is sent to it then, only answers and window
+#: adjustments: a server that asks on and on without reading would make us keep its answers for ever.
+MAX_UNSENT = 4 << 20
+
+#: Message numbers below are the transport's own (RFC 4250, section 4.1.2).
+_FIRST_OF_SERVICES = 50
 
 _DATA_HEAD = struct.Struct(">BLL")
 _DATA_TO = struct.Struct(">BL")
@@ -138,6 +143,7 @@ class ClientTransport(conch.SSHClientTransport):
         self.server_version = ""
         self.server_sig_algs: frozenset[bytes] | None = None
         self.congested = False
+        self._unsent = 0  # bytes written while the socket was full
         self._reader = PacketReader()
         self._writer = PacketWriter()
         self._batching = 0
@@ -168,7 +174,8 @@ class ClientTransport(conch.SSHClientTransport):
             # A larger read means more packets in one batch: fewer, larger deliveries.
             self.transport.bufferSize = SOCKET_BUFFER
         self.transport.registerProducer(self, True)
-        self._start_timer("handshake", self._options.handshake_seconds, lambda: self._too_slow("log in"))
+        seconds = self._options.handshake_seconds
+        self._start_timer("handshake", seconds, lambda: self._give_up("took too long to log in"))
         self.transport.write(self.ourVersionString + b"\r\n")
         self.sendKexInit()
 
@@ -180,6 +187,8 @@ class ClientTransport(conch.SSHClientTransport):
         if self._reason is None:
             self._reason = LinkDown(f"The SSH connection to {self._peer()} was lost: {_text_of(reason)}.")
         self._blocked = None
+        self._reader.close()
+        self._writer.close()
         if self.service is not None:
             service, self.service = self.service, None
             service.serviceStopped()
@@ -200,7 +209,7 @@ class ClientTransport(conch.SSHClientTransport):
         if self.transport is None:
             self._ended = True  # given up before it began
             return
-        self.sendDisconnect(code, str(reason).encode("utf-8", "replace")[:MAX_REASON])
+        self.sendDisconnect(code, str(reason).encode("utf-8", "replace")[:MAX_TEXT])
 
     @property
     def reason(self) -> RdaError:
@@ -255,9 +264,9 @@ class ClientTransport(conch.SSHClientTransport):
         self.fail(LinkDown("The attempt to connect was given up."))
         ready.errback(CancelledError())
 
-    def _too_slow(self, what: str) -> None:
-        # The peer does not answer: waiting for it to take a disconnect message would be waiting again.
-        self._reason = self._reason or LinkDown(f"{self._peer()} took too long to {what}.")
+    def _give_up(self, why: str) -> None:
+        """End the connection to a peer that would not take a disconnect message either."""
+        self._reason = self._reason or LinkDown(f"{self._peer()} {why}.")
         self.abortConnection()
 
     def _peer(self) -> str:
@@ -284,6 +293,7 @@ class ClientTransport(conch.SSHClientTransport):
     def resumeProducing(self) -> None:
         """The socket takes more: let the channels that wait go on, each in its turn."""
         self.congested = False
+        self._unsent = 0
         self._let_channels_send()
 
     def stopProducing(self) -> None:
@@ -332,7 +342,13 @@ class ClientTransport(conch.SSHClientTransport):
     def flush(self) -> None:
         """Hand what has gathered to the socket."""
         if self._writer.pending and not self._ended:
-            send_now(self.transport, self._writer.take())
+            taken = self._writer.take()
+            if self.congested:
+                self._unsent += len(taken)
+                if self._unsent > MAX_UNSENT:
+                    self._give_up("does not read what it asks for")
+                    return
+            send_now(self.transport, taken)
             if self._writer.octets > self._options.rekey_bytes or self._writer.packets > REKEY_PACKETS:
                 self._rekey()
 
@@ -372,7 +388,7 @@ class ClientTransport(conch.SSHClientTransport):
         if found is None:
             return False
         self.otherVersionString, rest = found
-        self.server_version = self.otherVersionString.decode("ascii", "backslashreplace")
+        self.server_version = peer_text(self.otherVersionString)
         self.gotVersion = True
         self._reader.feed(rest)
         return True
@@ -428,6 +444,19 @@ class ClientTransport(conch.SSHClientTransport):
             self._log.failure("message {number} could not be processed", number=number)
             raise ProtocolError(f"message {number} could not be processed") from None
 
+    def dispatchMessage(self, messageNum: int, payload: bytes) -> None:
+        """Call the method of a message, or tell the server that it is not understood; without a word in the log."""
+        method: Callable[[bytes], object] | None = None
+        if messageNum < _FIRST_OF_SERVICES:
+            method = getattr(self, "ssh_" + conch.messages.get(messageNum, "").removeprefix("MSG_"), None)
+        elif self.service is not None:
+            self.service.packetReceived(messageNum, payload)
+            return
+        if method is None:
+            self.sendUnimplemented()
+        else:
+            method(payload)
+
     def _check_order(self, number: int) -> None:
         """During a key exchange, refuse what may not come (RFC 4253, section 7.1; OpenSSH's PROTOCOL, section 1.10)."""
         if number in _EXCHANGE_ONLY:
@@ -464,7 +493,7 @@ class ClientTransport(conch.SSHClientTransport):
         self.sendPacket(conch.MSG_KEXINIT, self._exchange.message[1:])
         self._blocked = []
         if self.sessionID:
-            self._start_timer("exchange", REKEY_TIMEOUT, lambda: self._too_slow("agree on new keys"))
+            self._start_timer("exchange", REKEY_TIMEOUT, lambda: self._give_up("took too long to agree on new keys"))
 
     def _rekey(self) -> None:
         """Begin a key exchange of our own, unless one is under way or it is too early."""
@@ -591,24 +620,28 @@ class ClientTransport(conch.SSHClientTransport):
         self.setService(wanted)
 
     def ssh_EXT_INFO(self, packet: bytes) -> None:
-        """What else the server can do (RFC 8308); ``server-sig-algs`` is what matters."""
-        super().ssh_EXT_INFO(packet)
-        algorithms = self.peerExtensions.get(b"server-sig-algs")
-        if algorithms is not None:
-            self.server_sig_algs = frozenset(algorithms.split(b","))
+        """What else the server can do (RFC 8308); ``server-sig-algs`` is what matters, and all that is kept."""
+        (count,) = _UINT32.unpack_from(packet)
+        rest = packet[4:]
+        for _ in range(count):
+            name, value, rest = getNS(rest, 2)
+            if name == b"server-sig-algs":
+                self.server_sig_algs = frozenset(value.split(b","))
+
+    def ssh_DEBUG(self, packet: bytes) -> None:
+        """What only the server's developers want to know."""
+
+    def ssh_UNIMPLEMENTED(self, packet: bytes) -> None:
+        """The server did not understand something: nothing that rda depends on."""
 
     def ssh_DISCONNECT(self, packet: bytes) -> None:
         """The server ends the connection, and says why."""
         (code,) = _UINT32.unpack_from(packet)
-        text = getNS(packet[4:])[0][:MAX_REASON].decode("utf-8", "replace").strip()
+        text = peer_text(getNS(packet[4:])[0])
         if self._reason is None:
             said = text or f"code {code}"
             self._reason = LinkDown(f"The SSH server at {self._peer()} ended the connection: {said}")
         self._end()
-
-    def receiveUnimplemented(self, seqnum: int) -> None:
-        """The server did not understand something: nothing that rda depends on."""
-        self._log.debug("the server did not understand packet {number}", number=seqnum)
 
     def isEncrypted(self, direction: str = "out") -> bool:
         """Whether the connection is encrypted: Conch's user authentication asks before it sends a password."""
