@@ -21,7 +21,7 @@ from zope.interface import implementer
 from rda.errors import ChannelRefused, CommandFailed, LinkDown
 from rda.interfaces import Attributes, IRemoteFiles, IRemoteHost
 from rda.ssh.sftp import SFTPFiles
-from rda.sync import bulk
+from rda.sync import bulk, remote_look, remote_watch
 
 
 def _attributes(found: os.stat_result) -> Attributes:
@@ -331,9 +331,25 @@ class _CommandInput:
         elif self._command == bulk.COPY:
             source, target = self._input.splitlines()
             shutil.copyfile(root + source, root + target)
+        elif self._command == remote_look.COMMAND:
+            self._protocol.dataReceived(_found_below(root + self._input.rstrip(b"\n")))
         else:
             reason = CommandFailed("not found", 127)
         self._protocol.connectionLost(Failure(reason))
+
+
+def _found_below(top: bytes) -> bytes:
+    """What ``find`` prints as :data:`rda.sync.remote_look.COMMAND` asks for it."""
+    lines = []
+    for directory, directories, files in os.walk(top):
+        for path in (os.path.join(directory, name) for name in (*directories, *files)):
+            found = os.lstat(path)
+            kind = {stat.S_IFREG: "f", stat.S_IFDIR: "d", stat.S_IFLNK: "l"}.get(stat.S_IFMT(found.st_mode), "?")
+            times = (f"{time // 10**9}.{time % 10**9:09}0" for time in (found.st_mtime_ns, found.st_ctime_ns))
+            numbers = (kind, f"{found.st_mode & 0o7777:o}", str(found.st_size), *times, str(found.st_ino))
+            target = os.readlink(path) if kind == "l" else b""
+            lines.append(b"\0".join([b"", *map(str.encode, numbers), path[len(top) + 1 :], target, b""]))
+    return b"".join(lines)
 
 
 @implementer(IStreamClientEndpoint)
@@ -345,6 +361,8 @@ class _PretendedCommand:
     def connect(self, factory: Any) -> Deferred[Any]:
         protocol = factory.buildProtocol(None)
         protocol.makeConnection(_CommandInput(self._host, self._command, protocol))
+        if self._command in remote_watch.COMMANDS:
+            protocol.connectionLost(Failure(CommandFailed("not found", 127)))
         return succeed(protocol)
 
 

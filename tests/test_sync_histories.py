@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -52,10 +52,13 @@ class Histories(RuleBasedStateMachine):
         self.bench = bench = _Bench()
         bench.mode = self.mode
         bench.setUp()
-        bench.host.commands = bool(next(STAMPS) % 2)
-        self.remote = bench.place()
         self.local = bench.local
         self.number = 0
+
+    @initialize(commands=st.booleans())
+    def begin(self, commands: bool) -> None:
+        self.bench.host.commands = commands
+        self.remote = self.bench.place()
 
     def teardown(self) -> None:
         try:

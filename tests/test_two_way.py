@@ -7,6 +7,7 @@ import os
 import shutil
 
 from rda.errors import SyncHalted
+from rda.sync import pull
 from rda.sync.mirror import Settings
 from tests.fakes_remote import contents
 from tests.test_mirrors import MirrorCase, write
@@ -167,6 +168,84 @@ class TwoWayTests(ModeCase):
         self.flush()
         self.assertEqual(contents(self.local), before)
         self.assert_same()
+
+    def let_commands_run(self) -> None:
+        """From here on the remote host runs commands."""
+        self.host.commands = True
+        self.mirrors.reconnected()
+        self.flush()
+        self.assertTrue(self.mirrors._tools.look.available)
+
+    def test_same_second(self) -> None:
+        """An edit that leaves size and second as they were comes back, where the host can tell more than seconds."""
+        self.let_commands_run()
+        stamp = os.stat(self.there("d/f")).st_mtime
+        for data, nanoseconds in ((b"ORIGINAL", 5), (b"ANOTHER.", 7)):
+            with open(self.there("d/f"), "r+b") as file:
+                file.write(data)
+            os.utime(self.there("d/f"), ns=(int(stamp) * 10**9 + nanoseconds,) * 2)
+            self.flush()
+            self.assertEqual(contents(self.local)[b"d/f"][3], data)
+        self.assertEqual(os.stat(self.path("d/f")).st_mtime_ns, int(stamp) * 10**9 + 7)
+
+    def test_times_set_back(self) -> None:
+        """So does one whose times were set back, as archives and builds do; equal ones are fetched no second time."""
+        self.let_commands_run()
+        found = os.stat(self.there("d/f"))
+        with open(self.there("d/f"), "r+b") as file:
+            file.write(b"ORIGINAL")
+        os.utime(self.there("d/f"), ns=(found.st_mtime_ns, found.st_mtime_ns))
+        self.flush()
+        self.assertEqual(contents(self.local)[b"d/f"][3], b"ORIGINAL")
+        before = len(self.host.connections[-1].operations)
+        self.flush()
+        names = [name for name, _ in self.host.connections[-1].operations[before:]]
+        self.assertNotIn("read_at", names)
+
+    def test_touched_and_edited_here(self) -> None:
+        """A change of owner there is no edit: what is edited here meanwhile is no conflict."""
+        self.let_commands_run()
+        os.chmod(self.there("d/f"), 0o600)
+        os.chmod(self.there("d/f"), 0o644)
+        write(self.path("d/f"), b"edited")
+        self.settle()
+        self.assert_same()
+        self.assertEqual(self.mirrors.status()[0].conflicts, ())
+
+    def test_coarse_times_here(self) -> None:
+        """Where local files keep whole seconds only, equal files are not fetched again and again."""
+        self.patch(pull, "keeps_nanoseconds", lambda root: False)
+        self.restart()
+        self.let_commands_run()
+        os.utime(self.there("d/f"), ns=(1_600_000_000_123_456_789,) * 2)
+        self.flush()
+        self.assertEqual(os.stat(self.path("d/f")).st_mtime_ns, 1_600_000_000_000_000_000)
+        before = len(self.host.connections[-1].operations)
+        self.flush()
+        self.assertNotIn("read_at", [name for name, _ in self.host.connections[-1].operations[before:]])
+
+    def test_closed_directory(self) -> None:
+        """A directory that a container keeps to itself is reported; nothing below it is taken for removed."""
+        os.mkdir(self.there("private"))
+
+        def refuse(name: str, path: bytes) -> None:
+            if name == "list" and path.endswith((b"/private", b"/d")):
+                raise PermissionError(13, "Permission denied")
+
+        self.host.connections[-1].refuse = refuse
+        self.write_there("other", b"x")
+        write(self.path("d/f"), b"edited here")
+        self.settle()
+        here = contents(self.local)
+        self.assertEqual((here[b"other"][3], here[b"d/g"][3]), (b"x", b"original"))
+        self.assertEqual(contents(self.remote)[b"d/f"][3], b"edited here")
+        problems = {problem.subject: problem.message for problem in self.mirrors.status()[0].problems}
+        self.assertEqual(set(problems), {"private", "d"})
+        self.assertIn("a container made it", problems["private"])
+        self.host.connections[-1].refuse = lambda name, path: None
+        self.settle()
+        self.assert_same()
+        self.assertEqual(self.mirrors.status()[0].problems, ())
 
     def test_leftovers_are_swept(self) -> None:
         """What an interrupted fetch left is removed at the next start, and never sent."""

@@ -12,7 +12,18 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from rda.sync.plan import EMPTIED_FROM, Halt, Plan, Put, plan_one_way
-from rda.sync.tree import OWNER_KEEPS_ACCESS, UNCERTAIN, Entry, Kind, Snapshot, depth, lineage, parent, within
+from rda.sync.tree import (
+    OWNER_KEEPS_ACCESS,
+    UNCERTAIN,
+    Entry,
+    Kind,
+    RemoteSnapshot,
+    Snapshot,
+    depth,
+    lineage,
+    parent,
+    within,
+)
 
 
 @dataclass(frozen=True)
@@ -57,25 +68,35 @@ class TwoWay:
 def alike(known: Entry, there: Entry) -> bool:
     """Whether a remote entry still is what was put there.
 
-    SFTP tells whole seconds. A directory's permission bits are not compared: they never come back from the remote.
+    What was sent has whole seconds there, what was fetched the very time that it has here; SFTP tells whole seconds
+    only. A directory's permission bits are not compared: they never come back from the remote.
     """
     if known.kind != there.kind:
         return False
     if known.kind == Kind.FILE:
+        if there.ctime_ns and there.mtime_ns not in (known.mtime * 1_000_000_000, known.mtime_ns):
+            return False
         return (known.size, known.mtime) == (there.size, there.mtime) and known.mode in (there.mode, UNCERTAIN)
     return known.kind == Kind.DIRECTORY or known.target == there.target
 
 
 def plan_mirror(
-    known: Mapping[bytes, Entry], here: Snapshot, there: Mapping[bytes, Entry], suspects: Iterable[bytes] = ()
+    known: Mapping[bytes, Entry],
+    here: Snapshot,
+    remote: RemoteSnapshot,
+    suspects: Iterable[bytes] = (),
+    touched: Iterable[bytes] = (),
 ) -> Plan:
     """One-way, and what is on the remote and not here goes, too.
 
-    :param there: everything on the remote, by path, without the root.
+    :param remote: everything on the remote.
     :param suspects: changed here although their entries look unchanged.
+    :param touched: on the remote, likewise.
     """
-    still = {path: entry for path, entry in known.items() if path == b"" or path in there}
-    changed = {path for path, entry in still.items() if path and not alike(entry, there[path])} | set(suspects)
+    there = remote.entries
+    still = {path: entry for path, entry in known.items() if path == b"" or path in there or remote.hides(path)}
+    changed = {path for path, entry in still.items() if path in there and not alike(entry, there[path])}
+    changed.update(suspects, (path for path in touched if path in still))
     other_kind = {p for p in changed if p in still and p in there and still[p].kind != there[p].kind}
     still = {path: entry for path, entry in still.items() if not within(path, other_kind)}
     plan = plan_one_way(still, here, changed)
@@ -108,18 +129,20 @@ def _replacing(put: Put, there: Mapping[bytes, Entry]) -> Put:
 def plan_two_way(
     known: Mapping[bytes, Entry],
     here: Snapshot,
-    there: Mapping[bytes, Entry],
+    there: RemoteSnapshot,
     suspects: Container[bytes] = (),
     intended: Mapping[bytes, Entry] | None = None,
+    touched: Container[bytes] = (),
 ) -> TwoWay:
     """Reconcile both sides with what they agreed on last time.
 
+    :param here: everything that is here.
+    :param there: everything that is on the remote.
     :param suspects: changed here although their entries look unchanged.
     :param intended: what an interrupted pass was about to put there: ours as well, should it be there.
-    :param here: everything that is here.
-    :param there: everything that is on the remote, without the root.
+    :param touched: perhaps changed there although their entries look unchanged: fetched, unless they changed here too.
     """
-    return _Reconciliation(known, here, there, suspects, intended or {}).result()
+    return _Reconciliation(known, here, there, suspects, intended or {}, touched).result()
 
 
 def check_pull(known: Mapping[bytes, Entry], pull: Pull) -> Halt | None:
@@ -139,15 +162,18 @@ class _Reconciliation:
         self,
         known: Mapping[bytes, Entry],
         here: Snapshot,
-        there: Mapping[bytes, Entry],
+        there: RemoteSnapshot,
         suspects: Container[bytes],
         intended: Mapping[bytes, Entry],
+        touched: Container[bytes],
     ) -> None:
         self._suspects = suspects
+        self._touched = touched
         self._intended = intended
         self._known = known
         self._here = here.entries
-        self._there = there
+        self._there = there.entries
+        self._hidden_there = there.hides
         self._hides = here.hides
         self._push: dict[bytes, bool] = {}  # to the remote; the value: whether what is there may be replaced
         self._pull: set[bytes] = set()
@@ -167,8 +193,14 @@ class _Reconciliation:
     def _decide(self, path: bytes) -> None:
         old, mine, other = self._known.get(path), self._here.get(path), self._there.get(path)
         changed_here = mine != old or path in self._suspects
+        if self._hidden_there(path):  # whatever is there, it is taken for what it was
+            if changed_here:
+                self._push[path] = old is not None and mine is not None and mine.kind == old.kind
+            return
         changed_there = other is not None if old is None else other is None or not self._ours(path, old, other)
         if not changed_here and not changed_there:
+            if path in self._touched:
+                self._pull.add(path)
             return
         if not changed_there:
             self._push[path] = other is not None and mine is not None and mine.kind == other.kind
@@ -217,6 +249,8 @@ class _Reconciliation:
             for above in list(lineage(parent(path)))[:-1]:
                 other = self._there.get(above)
                 self._pull.discard(above)
+                if self._hidden_there(above):
+                    continue
                 if other is None or other.kind != Kind.DIRECTORY:
                     self._push.setdefault(above, False)
 
@@ -230,8 +264,8 @@ class _Reconciliation:
         for path, ours in self._push.items():
             mine, old, other = self._here.get(path), self._known.get(path), self._there.get(path)
             if mine is None:
-                assert old is not None
-                remove.append((path, old))
+                if old is not None:
+                    remove.append((path, old))
                 continue
             if other is not None and old is not None and other.kind != mine.kind and self._ours(path, old, other):
                 clear.append((path, old))  # ours, of another kind

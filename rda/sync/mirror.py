@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
@@ -33,8 +33,10 @@ from rda.sync.manifest import Manifest
 from rda.sync.progress import Transfer
 from rda.sync.pull import Fetch
 from rda.sync.remote import RemoteTree, gather
+from rda.sync.remote_look import RemoteLook, RemoteView
+from rda.sync.remote_watch import RemoteWatch
 from rda.sync.scan import RootProblem, Scanner
-from rda.sync.tree import WHOLE, Kind, Scope, Snapshot, printable, within
+from rda.sync.tree import WHOLE, Kind, RemoteSnapshot, Scope, Snapshot, printable, within
 from rda.sync.watch import Hints, Watcher
 
 #: Seconds before a pass or a path that failed is tried again; doubled each time up to the second number.
@@ -49,8 +51,12 @@ ROUNDS = 3
 #: Seconds between looks at a tree that cannot be watched.
 POLL = 2.0
 
-#: Seconds between looks at a watched tree, as a net below the events.
+#: Seconds between looks at a watched tree, as a net below the events; with a watched remote one, it is finer.
 NET = 600.0
+NET_THERE = 60.0
+
+#: Seconds after a remote change until the look, at least: a look takes a while, and half of the time is for others.
+QUIET_THERE = 0.05
 
 #: Seconds after which a file that was read right after a change is looked at again.
 RACY_LOOK = 2.5
@@ -78,6 +84,7 @@ class Tools:
 
     :ivar reactor: the clock, and ``callFromThread`` for the watcher.
     :ivar in_thread: runs a blocking function in a thread and fires with its result.
+    :ivar watched: what is watched on the remote host.
     """
 
     host: IRemoteHost
@@ -85,6 +92,8 @@ class Tools:
     in_thread: InThread
     watcher: Watcher
     bulk: Bulk
+    look: RemoteLook
+    watched: set[RemoteWatch] = field(default_factory=set)
 
 
 class Paused(SyncHalted):
@@ -134,6 +143,8 @@ class Mirror:
         self._stopped = False
         self._live = False
         self._watch: ObservedWatch | None = None
+        self._view: RemoteView | None = None
+        self._watch_there = RemoteWatch(tools.host, tools.watched, self._heard_there)
         self._hints: Hints | None = None
         self._watched: tuple[int, int] | None = None
         self._unwatched = ""
@@ -152,6 +163,7 @@ class Mirror:
         self._totals = (0, 0)
         self._last_change: float | None = None
         self._latency: float | None = None
+        self._took = 0.0
         self._noticed: float | None = None
         self._transfer = Transfer(self._clock.seconds, self._check)
 
@@ -199,8 +211,9 @@ class Mirror:
             if yes:
                 self.look(WHOLE)
             else:
-                self._cancel("net", "poll")
+                self._cancel("net", "poll", "there")
                 self._unwatch()
+                self._watch_there.stop()
                 self._note_use()
 
     def _note_use(self) -> None:
@@ -234,6 +247,7 @@ class Mirror:
         self._live = False
         self._cancel(*self._timers)
         self._unwatch()
+        self._watch_there.stop()
         waiters, self._waiters = self._waiters, []
         self._fail([*waiters, *self._take_prepared()], SyncFailed("rda is stopping"))
         return self._running.addCallback(self._close)
@@ -259,6 +273,7 @@ class Mirror:
             waiters, self._waiters = self._waiters, []
             self._served = waiters
             noticed, self._noticed = self._noticed, None
+            began = self._clock.seconds()
             try:
                 await self._pass(scope)
             except Exception as error:
@@ -272,6 +287,7 @@ class Mirror:
                     break
             else:
                 tried_again = False
+                self._took = self._clock.seconds() - began
                 self._passed(noticed)
                 self._answer(waiters)
         self._busy = False
@@ -290,8 +306,20 @@ class Mirror:
         if self._manifest is not None and self._manifest.digests:
             self._later("racy", RACY_LOOK, Scope(paths=frozenset(self._manifest.digests)))
         if self._live:
-            polled = self._unwatched or self._mode != "one-way"
-            self._later(*(("poll", POLL) if polled else ("net", NET)), WHOLE)
+            self._later(*self._next_look(), WHOLE)
+
+    def _next_look(self) -> tuple[str, float]:
+        if self._mode != "one-way" and self._remote is not None:
+            self._watch_there.start(self._remote.tree, self._remote.files)
+            if not self._unwatched and self._watch_there.active:
+                return "net", NET_THERE
+            return "poll", POLL
+        return ("poll", POLL) if self._unwatched else ("net", NET)
+
+    def _heard_there(self) -> None:
+        """Something may have changed on the remote; what is heard right after a look may be our own doing."""
+        if self._live and "there" not in self._timers:
+            self._later("there", max(QUIET_THERE, self._took), WHOLE)
 
     def _answer(self, waiters: list[Deferred[None]]) -> None:
         if self._halted:
@@ -384,6 +412,9 @@ class Mirror:
             self._manifest.remember("source", self.source)
             if self._mode == "two-way":
                 await self._tools.in_thread(pull.sweep, self._root)
+            if self._mode != "one-way":
+                precise = self._mode == "mirror" or await self._tools.in_thread(pull.keeps_nanoseconds, self._root)
+                self._view = RemoteView(self._tools.look, precise)
             self._manifest.remember("kind", str(int(self.kind)))
         return self._manifest
 
@@ -449,26 +480,35 @@ class Mirror:
     async def _carry_out(self, snapshot: Snapshot, manifest: Manifest, remote: RemoteTree) -> Outcome:
         suspects = await self._suspects(snapshot, manifest)
         back: both.TwoWay | None = None
-        if self._mode == "one-way" or b"" not in snapshot.scope.trees:
+        there, view = RemoteSnapshot({}), self._view
+        if view is None or self._mode == "one-way" or b"" not in snapshot.scope.trees:
             todo = plan.plan_one_way(manifest.entries, snapshot, suspects)
-        elif self._mode == "mirror":
-            todo = both.plan_mirror(manifest.entries, snapshot, await remote.entries(), suspects)
         else:
-            there = await remote.entries()
-            back = both.plan_two_way(manifest.entries, snapshot, there, suspects, manifest.intended)
-            todo = back.push
+            there, touched = await view.look(remote)
+            if self._mode == "mirror":
+                todo = both.plan_mirror(manifest.entries, snapshot, there, suspects, touched)
+            else:
+                back = both.plan_two_way(manifest.entries, snapshot, there, suspects, manifest.intended, touched)
+                todo = back.push
         todo = self._held_back(todo, back, snapshot, manifest)
         self._take_stock(snapshot)
+        for path, message in there.unknown.items():
+            self._problem(path, f"{message} on the remote host", fatal=False)
         self._count(todo, back)
+        ours = {path for path, _ in todo.new_entries()}
+        if view is not None:
+            view.forget(ours)
         again = await self._bring_back(back, manifest, remote) if back is not None else set()
-        if not todo:
-            return Outcome(again=again)
-        self._state = "applying"
-        outcome = await Apply(
-            self._root, remote, manifest, self._tools.in_thread, self._transfer, self._tools.bulk
-        ).run(todo)
+        outcome = Outcome()
+        if todo:
+            self._state = "applying"
+            tools = self._tools
+            apply = Apply(self._root, remote, manifest, tools.in_thread, self._transfer, tools.bulk)
+            outcome = await apply.run(todo)
+            self._note(outcome)
         outcome.again |= again
-        self._note(outcome)
+        if view is not None:
+            view.keep(there, ours, {*again, *self._problems})
         return outcome
 
     def _held_back(

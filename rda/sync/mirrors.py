@@ -27,6 +27,7 @@ from rda.sync.copies import Collected, Copies, Mounted
 from rda.sync.manifest import peek
 from rda.sync.mirror import Mirror, Settings, Tools
 from rda.sync.remote import gather
+from rda.sync.remote_look import RemoteLook
 from rda.sync.tree import Kind
 from rda.sync.watch import Watcher
 
@@ -82,7 +83,9 @@ class Mirrors(Service):
         self._clock = reactor
         in_thread = in_thread or pooled
         self._bulk = Bulk(host, in_thread)
-        self._tools = Tools(host, reactor, in_thread, watcher or Watcher(reactor), self._bulk)
+        self._tools = Tools(
+            host, reactor, in_thread, watcher or Watcher(reactor), self._bulk, RemoteLook(host, in_thread)
+        )
         self._settings = settings
         self._mirrors: dict[str, Mirror] = {}
         self._placed: dict[str, float] = {}
@@ -166,7 +169,7 @@ class Mirrors(Service):
 
     def reconnected(self) -> None:
         """The link is up again: whatever was under way is looked at anew."""
-        self._bulk.available = True
+        self._bulk.available = self._tools.look.available = True
         for source, mirror in self._mirrors.items():
             if self._users(source):
                 mirror.retry()

@@ -134,6 +134,22 @@ def sweep(root: bytes) -> None:
         _discard(root + b"/" + name)
 
 
+def keeps_nanoseconds(root: bytes) -> bool:
+    """Whether the file system here keeps times as precisely as Linux' do: else they come back changed.
+
+    Blocking: runs in a thread.
+    """
+    probe, stamp = root + b"/" + INCOMING + secrets.token_hex(6).encode(), 1_500_000_000_123_456_789
+    try:
+        os.close(os.open(probe, _CREATE, 0o600))
+        os.utime(probe, ns=(stamp, stamp))
+        return os.lstat(probe).st_mtime_ns == stamp
+    except OSError:
+        return False
+    finally:
+        _discard(probe)
+
+
 def _discard(path: bytes) -> None:
     try:
         os.unlink(path)
@@ -191,7 +207,7 @@ def _install(root: bytes, path: bytes, temporary: bytes, there: Entry, here: Ent
     full = join(root, path)
     try:
         os.chmod(temporary, there.mode)
-        os.utime(temporary, (there.mtime, there.mtime))
+        os.utime(temporary, ns=(there.mtime_ns, there.mtime_ns))
         _put_in_place(temporary, full, here)
         return entry_of_file(os.lstat(full))
     except (Changed, OSError):

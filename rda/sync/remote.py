@@ -35,7 +35,8 @@ OPERATIONS_AT_ONCE = 512
 #: Temporaries kept open: the content of a small change then travels at once, without first asking for a handle.
 SPARE_TEMPORARIES = 4
 
-_KINDS = {stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.DIRECTORY, stat.S_IFLNK: Kind.SYMLINK}
+#: What SFTP's file types are here.
+KINDS = {stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.DIRECTORY, stat.S_IFLNK: Kind.SYMLINK}
 
 _Item = TypeVar("_Item")
 
@@ -137,7 +138,7 @@ class RemoteTree:
                 making.append(self.files.make_directory(path, bits))
         await gather(*making)
         for path, found, kind in zip((self.base, self.stage, self.tree), (base, stage, tree), self._kinds, strict=True):
-            if found is not None and _KINDS.get(stat.S_IFMT(found.mode)) != kind:
+            if found is not None and KINDS.get(stat.S_IFMT(found.mode)) != kind:
                 raise SyncFailed(
                     f"{printable(path)} on the remote host is not a {kind.name.lower()}. Remove it, or choose another "
                     "sync root"
@@ -293,29 +294,6 @@ class RemoteTree:
         await each(asked, OPERATIONS_AT_ONCE, look)
         return reasons
 
-    async def listing(self) -> dict[bytes, Attributes]:
-        """Everything in the tree, by path, following no link."""
-        found: dict[bytes, Attributes] = {}
-
-        async def look(directory: bytes) -> None:
-            level = []
-            try:
-                names = await self.files.list(self.full(directory))
-            except FileNotFoundError:
-                return
-            for name, attributes in names:
-                path = join(directory, name) if directory else name
-                found[path] = attributes
-                if stat.S_ISDIR(attributes.mode):
-                    level.append(path)
-            below.extend(level)
-
-        below = [b""]
-        while below:
-            now, below = below, []
-            await each(now, OPERATIONS_AT_ONCE, look)
-        return found
-
     async def judge(self, doubtful: Mapping[bytes, Entry]) -> tuple[list[tuple[bytes, Entry]], list[bytes]]:
         """Look at what an interrupted pass was about to make: which of it is there and ours, and which is not?"""
         ours: list[tuple[bytes, Entry]] = []
@@ -325,7 +303,7 @@ class RemoteTree:
             path, intended = item
             try:
                 found = await self.files.attributes(self.full(path))
-                kind = _KINDS.get(stat.S_IFMT(found.mode))
+                kind = KINDS.get(stat.S_IFMT(found.mode))
                 target = await self.files.read_link(self.full(path)) if kind == Kind.SYMLINK else b""
             except FileNotFoundError:
                 others.append(path)
@@ -340,28 +318,6 @@ class RemoteTree:
 
         await each(list(doubtful.items()), OPERATIONS_AT_ONCE, look)
         return ours, others
-
-    async def entries(self) -> dict[bytes, Entry]:
-        """Everything in the tree that can be mirrored, as entries by the remote's clock; without the root."""
-        entries: dict[bytes, Entry] = {}
-        links = []
-        for path, found in (await self.listing()).items():
-            kind = stat.S_IFMT(found.mode)
-            if kind == stat.S_IFDIR:
-                entries[path] = Entry(Kind.DIRECTORY, found.mode & 0o7777)
-            elif kind == stat.S_IFREG:
-                entries[path] = Entry(Kind.FILE, found.mode & 0o7777, found.size, found.mtime * 1_000_000_000)
-            elif kind == stat.S_IFLNK:
-                links.append(path)
-
-        async def read(path: bytes) -> None:
-            try:
-                entries[path] = Entry(Kind.SYMLINK, target=await self.files.read_link(self.full(path)))
-            except FileNotFoundError:
-                pass
-
-        await each(links, OPERATIONS_AT_ONCE, read)
-        return entries
 
 
 def blocked(path: bytes, reasons: dict[bytes, str]) -> tuple[bytes, str] | None:

@@ -118,6 +118,48 @@ class Snapshot:
         return False
 
 
+@dataclass(frozen=True)
+class RemoteSnapshot:
+    """What a look at a whole remote tree found.
+
+    :ivar entries: everything that can be mirrored, by path, without the root; times are by the remote's clock.
+    :ivar unknown: what could not be looked at, and why: its absence, and that of what is below it, means nothing.
+    :ivar precise: whether files have nanoseconds, change times and inodes; else whole seconds, and zeros.
+    """
+
+    entries: Mapping[bytes, Entry]
+    unknown: Mapping[bytes, str] = field(default_factory=dict)
+    precise: bool = False
+
+    def hides(self, path: bytes) -> bool:
+        """Whether nothing can be concluded from a path's absence."""
+        return bool(self.unknown) and path not in self.entries and any(p in self.unknown for p in lineage(path))
+
+    def in_seconds(self) -> RemoteSnapshot:
+        """The same as a less precise look would have found it."""
+        entries = {
+            path: entry._replace(mtime_ns=entry.mtime * 1_000_000_000, ctime_ns=0, inode=0)
+            if entry.kind == Kind.FILE
+            else entry
+            for path, entry in self.entries.items()
+        }
+        return RemoteSnapshot(entries, self.unknown)
+
+    def touched_since(self, before: Mapping[bytes, Entry]) -> set[bytes]:
+        """Files that look unchanged, and are not the same inode, or not with the same change time, as before.
+
+        :param before: entries of an earlier look; of files that nobody else is known to have changed since.
+        """
+        return {
+            path
+            for path, entry in self.entries.items()
+            if entry.ctime_ns
+            and (old := before.get(path)) is not None
+            and old.ctime_ns
+            and (old.ctime_ns, old.inode) != (entry.ctime_ns, entry.inode)
+        }
+
+
 def parent(path: bytes) -> bytes:
     """The directory that holds ``path``; of a name at the top, the root."""
     return path.rpartition(b"/")[0]
