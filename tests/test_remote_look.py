@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import select
 import shutil
 import subprocess
 import tempfile
@@ -11,19 +12,17 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.internet import reactor
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
-from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from rda.errors import ChannelRefused, CommandFailed
-from rda.sync import remote_look, remote_watch
+from rda.sync import remote_look
 from rda.sync.remote import RemoteTree
 from rda.sync.remote_look import RemoteLook, parse
 from rda.sync.remote_watch import COMMANDS, WATCHED_AT_ONCE, RemoteWatch
 from rda.sync.tree import Entry, Kind, RemoteSnapshot
-from tests.fakes_remote import DirectoryHost, LocalHost, at_once
+from tests.fakes_remote import DirectoryHost, at_once
 
 
 def fill(top: bytes) -> dict[bytes, Entry]:
@@ -127,58 +126,78 @@ class LookTests(SynchronousTestCase):
         self.assertEqual(found.entries[b"a"].mtime_ns, time)
 
 
-class WatchTests(TestCase):
+class WatchTests(SynchronousTestCase):
     """Real programs, a real kernel."""
 
     def setUp(self) -> None:
         self.top = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, self.top, True)
         os.makedirs(os.path.join(self.top, "d"))
-        self.heard: Deferred[None] = Deferred()
-        self.watches: set[RemoteWatch] = set()
-        self.watch = RemoteWatch(LocalHost(reactor, []), self.watches, self.hear)
 
-    def hear(self) -> None:
-        heard, self.heard = self.heard, Deferred()
-        heard.callback(None)
+    def run_command(self, command: bytes) -> None:
+        """Begin to watch, and wait until that is said."""
+        self.watch = subprocess.Popen(["/bin/sh", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.addCleanup(self.end)
+        assert self.watch.stdin is not None
+        self.watch.stdin.write(os.fsencode(self.top) + b"\n")
+        self.watch.stdin.flush()
+        self.assertTrue(self.is_heard(10))
 
-    async def until_heard(self, directory: str) -> None:
-        """Make files, until one is heard of: the watch on a new directory follows a little later than that itself."""
-        heard, path = self.heard, os.path.join(self.top, directory)
-        while not heard.called:
-            open(os.path.join(path, secrets.token_hex(4)), "w").close()
-            await deferLater(reactor, 0.05)  # type: ignore[arg-type]
+    def end(self) -> None:
+        """It ends with its input, and is not killed."""
+        assert self.watch.stdin is not None
+        assert self.watch.stdout is not None
+        self.watch.stdin.close()
+        self.watch.stdout.close()
+        self.watch.wait(10)
 
-    async def test_python(self) -> None:
-        """New files, changes in new directories, and in those that were moved into the tree are heard of."""
+    def is_heard(self, seconds: float) -> bool:
+        """Whether something is said until then."""
+        assert self.watch.stdout is not None
+        if not select.select([self.watch.stdout], [], [], seconds)[0]:
+            return False
+        self.assertNotEqual(os.read(self.watch.stdout.fileno(), 65536), b"")
+        return True
+
+    def make_files_until_heard(self, directory: str) -> None:
+        """The watch on a new directory follows a little later than the directory itself."""
+        while self.is_heard(0):
+            pass  # what came before
+        for _ in range(100):
+            open(os.path.join(self.top, directory, secrets.token_hex(4)), "w").close()
+            if self.is_heard(0.1):
+                return
+        self.fail("nothing is heard of new files")
+
+    def watch_everything(self) -> None:
+        outside = os.path.join(tempfile.mkdtemp(dir=self.top + "/.."), "outside")
+        self.addCleanup(shutil.rmtree, os.path.dirname(outside), True)
+        os.makedirs(os.path.join(outside, "deep"))
+        os.mkdir(os.path.join(self.top, "d/new"))
+        self.make_files_until_heard("d/new")
+        os.rename(outside, os.path.join(self.top, "moved"))
+        self.make_files_until_heard("moved/deep")
+
+    def test_python(self) -> None:
+        """Changes in new directories, and in those that were moved into the tree, are heard of."""
         if not os.path.exists("/proc/sys/fs/inotify") or shutil.which("python3") is None:
             raise SkipTest("needs inotify and python3")
-        self.patch(remote_watch, "COMMANDS", COMMANDS[1:])
-        outside = tempfile.mkdtemp()
-        os.mkdir(os.path.join(outside, "deep"))
-        self.watch.start(os.fsencode(self.top), "connection")
-        await self.heard
-        self.assertTrue(self.watch.active)
-        os.mkdir(os.path.join(self.top, "d/new"))
-        await self.heard
-        await self.until_heard("d/new")
-        os.rename(outside, os.path.join(self.top, "moved"))
-        await self.heard
-        await self.until_heard("moved/deep")
-        self.watch.stop()
-        self.assertEqual((self.watch.active, self.watches), (False, set()))
-        await deferLater(reactor, 0.1)  # type: ignore[arg-type]
+        self.run_command(COMMANDS[1])
+        self.watch_everything()
 
-    async def test_inotifywait(self) -> None:
-        """The program of that name is asked where it is."""
+    def test_inotifywait(self) -> None:
+        """The program of that name does the same, where it is."""
         if shutil.which("inotifywait") is None:
             raise SkipTest("needs inotifywait")
-        self.patch(remote_watch, "COMMANDS", COMMANDS[:1])
-        self.watch.start(os.fsencode(self.top), "connection")
-        await self.heard
-        await self.until_heard("d")
-        self.watch.stop()
-        await deferLater(reactor, 0.1)  # type: ignore[arg-type]
+        self.run_command(COMMANDS[0])
+        self.watch_everything()
+
+    def test_neither(self) -> None:
+        """Without it the command says at once that it is not there."""
+        done = subprocess.run(
+            ["/bin/sh", "-c", COMMANDS[0]], input=os.fsencode(self.top) + b"\n", env={"PATH": "/nowhere"}, timeout=10
+        )
+        self.assertEqual(done.returncode, 127)
 
 
 class _Refusing:
