@@ -7,43 +7,43 @@ import os
 import re
 import resource
 import secrets
-import socket
 import sys
+import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from twisted.application.service import MultiService, Service
-from twisted.internet.defer import Deferred, execute, gatherResults, maybeDeferred
-from twisted.internet.endpoints import (
-    AdoptedStreamServerEndpoint,
-    TCP4ClientEndpoint,
-    TCP6ClientEndpoint,
-    serverFromString,
-)
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamClientEndpoint
+from twisted.internet.defer import Deferred, DeferredList, gatherResults, maybeDeferred, succeed
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
+from twisted.internet.interfaces import IListeningPort, IStreamClientEndpoint
 from twisted.logger import Logger, globalLogPublisher
 from twisted.python.failure import Failure
 
-from rda.adopted import adopt_unix_port
 from rda.api import DaemonAPI
 from rda.config import Config, Context
 from rda.containers import Containers
 from rda.docker.binds import Rules, System
 from rda.docker.host_network import HostForwards, read_ports
 from rda.docker.sources import Sources
+from rda.errors import ConfigError, RdaError
 from rda.exposed import Exposed
 from rda.forwards import Forwards
+from rda.listeners import docker_host, is_network, listen, private_directory
 from rda.made_here import MadeHere
 from rda.pages.logs import RecentLog
 from rda.pages.tree import Pages
+from rda.proxy.callers import Callers, Machine
+from rda.proxy.certificates import ServerTLS, TLSFactory
 from rda.proxy.server import DockerSite
 from rda.reconciler import Reconciler
 from rda.record import Record, RecordedContext, write_record
+from rda.reload import Reloading, difference
 from rda.service_manager import ServiceManager
 from rda.ssh.link import Link
 from rda.ssh.shared import Links
-from rda.status import ContextStatus, LinkStatus
+from rda.status import ContextStatus, LinkStatus, Problem
 from rda.sync.mirror import Settings
 from rda.sync.mirrors import Mirrors
 
@@ -52,62 +52,122 @@ __all__ = ["Agent"]
 #: Seconds that running streams get to finish when rda is told to stop.
 DRAIN_SECONDS = 5.0
 
-#: Connections that the kernel keeps until they are accepted: a burst (of a test suite), while the reactor is busy.
-#: The system of a client beyond them (Twisted's default is 50) tries again only after a second.
-BACKLOG = 512
-
 _log = Logger()
 
 
 class Agent(MultiService):
     """All contexts of one process.
 
+    :param load: reads the configuration again, for :meth:`reload`; raises :class:`rda.errors.ConfigError`.
     :param say: prints one line to the person who started it.
     :param give_up: ends the process with a failure; the reason has been said.
     :param manager: is told when the service is ready, and how it is; by default nobody is.
     """
 
+    _log = Logger()
+
     def __init__(
         self,
         reactor: Any,
         config: Config,
+        load: Callable[[], Config],
         say: Callable[[str], object],
         give_up: Callable[[], object],
         manager: ServiceManager | None = None,
     ) -> None:
         super().__init__()
         self.setName("rda")
+        self._reactor = reactor
         self._config = config
+        self._say = say
+        self._give_up = give_up
         self.log = RecentLog()
         self.links = Links(lambda remote, docker: Link(reactor, remote, docker))
         self._manager = manager or ServiceManager({}, os.getpid(), reactor)
-        self._contexts = [
-            ContextAgent(reactor, context, Path(config.state_dir), say, give_up, self) for context in config.contexts
-        ]
-        for context in self._contexts:
-            context.setServiceParent(self)
+        self.machine = Machine()
+        self._reloading = Reloading(load, self._change, self._reloaded, time.time)
+        self._contexts = {context.name: self.make_context(context) for context in config.contexts}
+
+    def make_context(self, context: Context) -> ContextAgent:
+        """Wire a context; it is started as a service of this one."""
+        return ContextAgent(self._reactor, context, Path(self._config.state_dir), self._say, self)
 
     def startService(self) -> None:
-        """Make the state directory, allow as many descriptors as the system does, and start every context."""
+        """Make the state directory, allow as many descriptors as the system does, and start every context.
+
+        One that cannot start ends the process: whoever starts it wants to know.
+        """
         private_directory(Path(self._config.state_dir))
         _raise_descriptor_limit()
         globalLogPublisher.addObserver(self.log)
         super().startService()
+        for context in self._contexts.values():
+            self._start(context).addCallback(self._complain)
+
+    def _start(self, context: ContextAgent) -> Deferred[list[Problem]]:
+        """Start a context; fires when its listeners are open, with what went wrong."""
+        try:
+            context.setServiceParent(self)
+        except (RdaError, OSError) as e:
+            return succeed([Problem(f"context {context.name}", str(e), time.time())])
+        return context.opened
+
+    def _complain(self, problems: list[Problem]) -> None:
+        for problem in problems:
+            self._say(f"rda: {problem.subject}: {problem.message}")
+        if problems:
+            self._give_up()
 
     def stopService(self) -> Deferred[Any]:
-        """Stop every context; fires when they have stopped."""
+        """Stop every context, also those that a change of the configuration is stopping; fires when they have."""
         self._manager.stopping()
 
         def stopped(result: Any) -> Any:
             globalLogPublisher.removeObserver(self.log)
             return result
 
-        return maybeDeferred(super().stopService).addBoth(stopped)
+        stopping = [maybeDeferred(super().stopService), self._reloading.when_idle()]
+        return DeferredList(stopping, consumeErrors=True).addBoth(stopped)
+
+    def reload(self) -> None:
+        """Read the configuration again and apply what is different in it."""
+        self._manager.reloading()
+        self._reloading.request()
+
+    def _reloaded(self) -> None:
+        self._manager.reloaded(summary(self._links_status()))
+        self.note_listeners()
+
+    async def _change(self, wanted: Config) -> list[Problem]:
+        """Stop and start contexts; those that did not change keep everything they have."""
+        if wanted.state_dir != self._config.state_dir:
+            raise ConfigError(["state_dir: it cannot change while rda runs; restart rda"])
+        running = {name: context.context for name, context in self._contexts.items() if context.works}
+        changes = difference(running, wanted)
+        broken = [name for name in self._contexts if name not in running]
+        self._config = wanted
+        for ending in [self._end(name) for name in (*changes.stop, *broken)]:
+            await ending
+        if not self.running:
+            return []
+        problems = [problem for context in self._contexts.values() for problem in context.read_files()]
+        started = [self.make_context(context) for context in changes.start]
+        self._contexts |= {context.context.name: context for context in started}
+        for opening in [self._start(context) for context in started]:
+            problems += await opening
+        return problems
+
+    def _end(self, name: str) -> Deferred[Any]:
+        """Stop a context for good; whatever it meets on its way out does not stop the others."""
+        ending = maybeDeferred(self._contexts.pop(name).disownServiceParent)
+        return ending.addErrback(lambda failure: self._log.failure("defect while stopping {name}", failure, name=name))
 
     def note_listeners(self) -> None:
         """Write down where the contexts listen now, for the ``rda`` command."""
         pid = os.getpid() if self.running else 0
-        record = Record(pid=pid, contexts=tuple(context.record() for context in self._contexts))
+        record = Record(
+            pid=pid, contexts=tuple(context.record() for context in self._contexts.values() if context.wired)
+        )
         try:
             write_record(Path(self._config.state_dir), record)
         except OSError as error:
@@ -117,21 +177,32 @@ class Agent(MultiService):
         """Tell the service manager how the contexts are, if it should know."""
         if not self.running:
             return
-        listening = all(context.listening for context in self._contexts)
-        links = [(str(context.name), context.link_status()) for context in self._contexts]
+        listening = all(context.listening for context in self._contexts.values())
+        links = self._links_status()
         line = summary(links)
         if listening and settled(link for _, link in links):
             self._manager.ready(line)
         else:
             self._manager.waiting(line)
 
+    def _links_status(self) -> list[tuple[str, LinkStatus]]:
+        return [(name, context.link_status()) for name, context in self._contexts.items() if context.wired]
+
     def status(self) -> tuple[ContextStatus, ...]:
-        """What every context is doing."""
-        return tuple(context.status() for context in self._contexts)
+        """What every context is doing; what of the configuration is not in effect concerns them all."""
+        contexts = [context.status() for context in self._contexts.values() if context.wired]
+        problems = self._reloading.problems()
+        return tuple(replace(context, problems=(*context.problems, *problems)) for context in contexts)
 
 
 class ContextAgent(Service):
-    """One context: everything between its listeners and its remote daemon."""
+    """One context: everything between its listeners and its remote daemon.
+
+    :ivar opened: fires when its listeners are open, with what went wrong.
+    :ivar wired: its parts are there.
+    """
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -139,24 +210,39 @@ class ContextAgent(Service):
         context: Context,
         state_dir: Path,
         say: Callable[[str], object],
-        give_up: Callable[[], object],
         agent: Agent,
     ) -> None:
         self.setName(context.name)
         self._reactor = reactor
-        self._context = context
+        self.context = context
         self._state_dir = state_dir / context.name
         self._say = say
-        self._give_up = give_up
         self._agent = agent
         self._ports: list[IListeningPort] = []
+        self._tls: ServerTLS | None = None
+        self._problems: list[Problem] = []
+        self.wired = False
+        self.opened: Deferred[list[Problem]] = Deferred()
+
+    @property
+    def works(self) -> bool:
+        """Whether it has been started and can be reached."""
+        return self.wired and not self._problems
 
     def startService(self) -> None:
-        """Wire the parts together, then open the listeners and the link at the same time."""
+        """Wire the parts together, then open the listeners and the link at the same time.
+
+        :raises RdaError, OSError: it cannot be; nothing has been started.
+        """
         super().startService()
-        context, reactor = self._context, self._reactor
+        context, reactor = self.context, self._reactor
         private_directory(self._state_dir)
         owner = identity(self._state_dir)
+        if context.admission.tls:
+            self._tls = ServerTLS(context.admission.tls, need_certificate=not context.admission.tokens)
+        callers = Callers(context.admission, self._agent.machine, context.name)
+        callers.check(context.listen)
+        self.wired = True
         self._link = link = self._agent.links.share(context.remote, context.docker)
         self._api = api = DaemonAPI(reactor, link.docker())
         self._forwards = forwards = Forwards(link, reactor, publish_address=context.publish_address)
@@ -178,9 +264,27 @@ class ContextAgent(Service):
             reactor, api, forwards, mirrors, owner, sources.mirrored, self._made_here, host_forwards
         )
         self._exposed = Exposed(link, reactor, context.expose_host, api.bridge_gateway, self._loopback)
-        containers = Containers(api, forwards, mirrors, reconciler, owner, sources, host_forwards, self._exposed)
+        containers = Containers(
+            api,
+            forwards,
+            mirrors,
+            reconciler,
+            owner,
+            sources,
+            host_forwards,
+            self._exposed,
+            lend_files=context.admission.lend_files,
+        )
         self._pages = Pages(reactor, self._agent.status, mirrors, self._agent.log)
-        self._site = DockerSite(link.docker(), containers, reactor, context.limits, own=self._pages)
+        self._site = DockerSite(
+            link.docker(),
+            containers,
+            reactor,
+            context.limits,
+            hosts=self._host_names(),
+            identify=callers,
+            own=self._pages,
+        )
         link.add_observer(self._link_changed)
         self._was_connected = False
         reconciler.startService()
@@ -188,30 +292,57 @@ class ContextAgent(Service):
         link.startService()
         self._listen()
 
+    def _host_names(self) -> frozenset[str]:
+        """What clients may call the TCP listeners: what is configured, and what our certificate says."""
+        return frozenset(self.context.admission.host_names) | (
+            self._tls.names if self._tls is not None else frozenset()
+        )
+
+    def read_files(self) -> list[Problem]:
+        """Read again what the configuration only names: a renewed certificate holds for connections from now on."""
+        if self._tls is None:
+            return []
+        try:
+            self._tls.read()
+        except RdaError as e:
+            return [Problem(f"context {self.name}", f"{e}; those before stay in use", time.time())]
+        self._site.hosts = self._host_names()
+        return []
+
     def _listen(self) -> None:
-        opening = [listen(self._reactor, description, self._site) for description in self._context.listen]
-        for description, listening in zip(self._context.listen, opening, strict=True):
-            listening.addCallbacks(self._listening, self._cannot_listen, errbackArgs=(description,))
+        opening = [self._open(description) for description in self.context.listen]
+        DeferredList(opening).addCallback(lambda _: self.opened.callback(list(self._problems)))
+
+    def _open(self, description: str) -> Deferred[None]:
+        group = self.context.admission.group
+        secure = self._tls if is_network(description) else None
+        factory = self._site if secure is None else TLSFactory(secure, False, self._site, self._reactor)
+        opening = maybeDeferred(listen, self._reactor, description, factory, group[1] if group else None)
+        return opening.addCallbacks(self._listening, self._cannot_listen, errbackArgs=(description,))
 
     @property
     def listening(self) -> bool:
         """Whether every listener is open."""
-        return len(self._ports) == len(self._context.listen)
+        return len(self._ports) == len(self.context.listen)
 
     def _listening(self, port: IListeningPort) -> None:
         self._ports.append(port)
         self._agent.changed()
-        self._say(f"rda: context {self._context.name}: {self._context.remote.target} is at")
+        self._say(f"rda: context {self.name}: {self.context.remote.target} is at")
         self._say(f"    export DOCKER_HOST={docker_host(port.getHost())}")
+        if self._tls is not None and hasattr(port.getHost(), "port"):
+            self._say("    export DOCKER_TLS_VERIFY=1 DOCKER_CERT_PATH=…  # with your ca.pem, cert.pem and key.pem")
         self._agent.note_listeners()
 
     def _cannot_listen(self, failure: Failure, description: str) -> None:
-        """Nobody can use a context that does not listen: stop, and say why."""
-        self._say(
-            f"rda: cannot listen on {description}: {failure.getErrorMessage()} "
+        """Nobody can use a context that does not listen: say why."""
+        if not failure.check(RdaError):
+            self._log.failure("defect while opening {endpoint}", failure, endpoint=description)
+        message = (
+            f"cannot listen on {description}: {failure.getErrorMessage()}. "
             "Stop what uses it (another rda?), or choose another endpoint with --listen."
         )
-        self._give_up()
+        self._problems.append(Problem(f"context {self.name}", message, time.time()))
 
     def _link_changed(self, status: LinkStatus) -> None:
         connected = status.state == "connected"
@@ -251,14 +382,14 @@ class ContextAgent(Service):
     def stopService(self) -> Deferred[None]:
         """Close everything; fires when it is closed."""
         super().stopService()
-        return Deferred.fromCoroutine(self._stop())
+        return Deferred.fromCoroutine(self._stop()) if self.wired else succeed(None)
 
     def _listeners(self) -> tuple[str, ...]:
         return tuple(docker_host(port.getHost()) for port in self._ports)
 
     def record(self) -> RecordedContext:
         """What can be known of this context without asking it."""
-        return RecordedContext.of(self._context, self._listeners())
+        return RecordedContext.of(self.context, self._listeners())
 
     def link_status(self) -> LinkStatus:
         """How its link is."""
@@ -267,12 +398,12 @@ class ContextAgent(Service):
     def status(self) -> ContextStatus:
         """What this context is doing."""
         return ContextStatus(
-            name=self._context.name,
+            name=self.context.name,
             listeners=self._listeners(),
             link=self._link.status(),
             forwards=(*self._forwards.status(), *self._exposed.status()),
             mirrors=self._mirrors.status(),
-            problems=self._reconciler.problems(),
+            problems=(*self._reconciler.problems(), *self._problems),
             relay=self._site.status(),
             calls=self._site.calls.status(),
         )
@@ -294,27 +425,6 @@ def summary(links: Iterable[tuple[str, LinkStatus]]) -> str:
     )
 
 
-def listen(reactor: Any, description: str, factory: IProtocolFactory) -> Deferred[IListeningPort]:
-    """Open a listener; a UNIX socket is its owner's only, from its first moment on, unless its mode says otherwise.
-
-    :param description: a Twisted server endpoint string.
-    """
-    if description.startswith(("tcp:", "tcp6:", "ssl:", "unix:")) and ":backlog=" not in description:
-        description += f":backlog={BACKLOG}"
-    if not description.startswith("unix:"):
-        endpoint = serverFromString(reactor, description)
-        if isinstance(endpoint, AdoptedStreamServerEndpoint) and endpoint.addressFamily == socket.AF_UNIX:
-            return execute(adopt_unix_port, reactor, endpoint.fileno, factory)
-        return endpoint.listen(factory)
-    if ":mode=" not in description:
-        description += ":mode=600"
-    before = os.umask(0o177)  # Twisted sets the mode after it has bound
-    try:
-        return serverFromString(reactor, description).listen(factory)
-    finally:
-        os.umask(before)
-
-
 def _sync_and_close(descriptor: int) -> None:
     with contextlib.suppress(OSError):  # a file system that cannot: the system writes in its own time
         os.fsync(descriptor)
@@ -325,15 +435,6 @@ async def _close(port: IListeningPort) -> None:
     await maybeDeferred(port.stopListening)
 
 
-def docker_host(address: Any) -> str:
-    """What DOCKER_HOST has to be for a client to reach a listener."""
-    if hasattr(address, "port"):
-        host = "localhost" if address.host in ("127.0.0.1", "::1") else address.host
-        return f"tcp://[{host}]:{address.port}" if ":" in host else f"tcp://{host}:{address.port}"
-    name = address.name
-    return "unix://" + (name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else str(name))
-
-
 def _system() -> System:
     """What this machine is, for the paths that its users write."""
     if sys.platform == "darwin":
@@ -341,12 +442,6 @@ def _system() -> System:
     if sys.platform == "win32":
         return System.WINDOWS
     return System.WSL if "microsoft" in os.uname().release.lower() else System.LINUX
-
-
-def private_directory(path: Path) -> None:
-    """Make a directory that only its owner can enter."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.chmod(0o700)
 
 
 def identity(state_dir: Path) -> str:
@@ -360,7 +455,7 @@ def identity(state_dir: Path) -> str:
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
             file.write(owner + "\n")
     if not re.fullmatch("[0-9a-f]{32}", owner):
-        raise SystemExit(f"rda: {path} is damaged; restore it, or remove it to begin with a new identity")
+        raise RdaError(f"{path} is damaged; restore it, or remove it to begin with a new identity")
     return owner
 
 

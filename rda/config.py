@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from rda.admission import Admission, Users, read_admission
 from rda.docker.host_network import read_ports
 from rda.errors import ConfigError, RdaError
 from rda.limits import Limits
@@ -96,7 +97,7 @@ class Context:
     :ivar publish_address: local addresses that a published port without an address is opened on.
     :ivar rules: the user's rules on bind sources, before the built-in ones.
     :ivar forwards: ports of containers on the host's network.
-    :ivar access: who may do what.
+    :ivar admission: who gets in; ``access``: and may do what.
     :ivar limits: what the proxy takes before it refuses.
     :ivar expose_host: ports of this machine that containers reach as ``host.docker.internal``.
     """
@@ -109,6 +110,7 @@ class Context:
     publish_address: tuple[str, ...] = ("127.0.0.1", "::1")
     rules: tuple[Rule, ...] = ()
     forwards: tuple[Forward, ...] = ()
+    admission: Admission = field(default_factory=Admission)
     access: Access = field(default_factory=Access)
     limits: Limits = field(default_factory=Limits)
     expose_host: tuple[int, ...] = ()
@@ -131,14 +133,20 @@ class Outside:
 
     :ivar state_dir: the state directory when nothing is said.
     :ivar expand: makes ``~`` and relative paths absolute.
-    :ivar endpoint_problem: why a Twisted server endpoint string cannot be used, or None.
+    :ivar endpoint_problem: why a Twisted server endpoint string cannot be used, or None; told whether it has TLS.
     :ivar file_problem: why a file cannot be read, or None.
+    :ivar tls_problem: why a directory's TLS files cannot be used, or None; told whether clients need a certificate.
+    :ivar users: this machine's users and groups.
+    :ivar is_root: rda runs as root.
     """
 
     state_dir: str
     expand: Callable[[str], str]
-    endpoint_problem: Callable[[str], str | None]
+    endpoint_problem: Callable[[str, bool], str | None]
     file_problem: Callable[[str], str | None]
+    tls_problem: Callable[[str, bool], str | None]
+    users: Users
+    is_root: bool = False
 
 
 def load(text: str | None, options: Mapping[str, Any], outside: Outside) -> Config:
@@ -226,18 +234,18 @@ class _Reader:
     def anything(self, key: str, default: object) -> object:
         return self._table.pop(key, default)
 
+    def table(self, key: str) -> dict[str, Any]:
+        value = self._table.pop(key, {})
+        if not isinstance(value, dict):
+            self.problem(key, f"must be a table like [{self.path}{key}]")
+            return {}
+        return value
+
     def tables(self, key: str) -> list[dict[str, Any]]:
         value = self._table.pop(key, [])
         if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
             self.problem(key, f"must be tables like [[{key}]]")
             return []
-        return value
-
-    def table(self, key: str) -> dict[str, Any]:
-        value = self._table.pop(key, {})
-        if not isinstance(value, dict):
-            self.problem(key, f"must be a table like [{key}]")
-            return {}
         return value
 
     def finish(self, known: str) -> None:
@@ -250,21 +258,36 @@ def _context(name: str, path: str, table: dict[str, Any], problems: list[str], o
     own = dict(table)
     access = read_access(own, path, name, problems)
     reader = _Reader(path, own, problems)
+    admission = _admission(reader, outside)
     context = Context(
         name=name,
         remote=_remote(reader, outside),
-        listen=_listen(reader, outside),
+        listen=_listen(reader, outside, bool(admission.tls)),
         docker=_docker(reader),
         sync_root=_sync_root(reader),
         publish_address=reader.texts("publish_address", Context.publish_address),
         rules=_rules(reader),
         forwards=_forwards(reader),
+        admission=admission,
         access=access,
         limits=_limits(reader),
         expose_host=_expose_host(reader),
     )
     reader.finish("see the sample rda.toml for those there are")
     return context
+
+
+def _admission(reader: _Reader, outside: Outside) -> Admission:
+    """Who may use the context; root's rights are lent to nobody by accident."""
+    admission = read_admission(reader, outside.users, outside.expand, outside.tls_problem)
+    allowed = reader.flag("allow_root", False)
+    if outside.is_root and admission.lends_rights and not allowed:
+        reader.problem(
+            admission.lends_rights,
+            "rda runs as root, and with this others would read files of this machine with root's rights; run one rda "
+            "for each user (rda@USER.service), or set allow_root = true",
+        )
+    return admission
 
 
 def _remote(reader: _Reader, outside: Outside) -> Remote:
@@ -297,12 +320,12 @@ def _files(reader: _Reader, key: str, outside: Outside, *, must_exist: bool) -> 
     return paths
 
 
-def _listen(reader: _Reader, outside: Outside) -> tuple[str, ...]:
+def _listen(reader: _Reader, outside: Outside, has_tls: bool) -> tuple[str, ...]:
     listen = reader.texts("listen", DEFAULT_LISTEN)
     if not listen:
         reader.problem("listen", "must name at least one endpoint")
     for description in listen:
-        why = outside.endpoint_problem(description)
+        why = outside.endpoint_problem(description, has_tls)
         if why is not None:
             reader.problem("listen", f"{description!r}: {why}")
     return listen

@@ -18,13 +18,14 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from rda.api import DaemonAPI
+from rda.callers import Caller
 from rda.docker import labels, rewrite
 from rda.docker.binds import volume_source
 from rda.docker.host_network import HostForwards
 from rda.docker.ports import Published
 from rda.docker.routes import Call, Outgoing
 from rda.docker.sources import Sorted, Sources
-from rda.errors import RdaError
+from rda.errors import RdaError, Refused
 from rda.exposed import Exposed
 from rda.forwards import Forwards
 from rda.interfaces import ICallRewriter
@@ -76,6 +77,7 @@ class Containers:
     :param sources: decides whose path a bind mount's source is.
     :param host_forwards: what is forwarded of containers on the host's network without their asking.
     :param exposed: the ports of this machine that containers reach.
+    :param lend_files: let callers who are not the user that rda runs as mount directories of this machine.
     """
 
     _log = Logger()
@@ -90,6 +92,7 @@ class Containers:
         sources: Sources,
         host_forwards: HostForwards | None = None,
         exposed: Exposed | None = None,
+        lend_files: bool = False,
     ) -> None:
         self._api = api
         self._forwards = forwards
@@ -99,6 +102,7 @@ class Containers:
         self._sources = sources
         self._host_forwards = host_forwards or HostForwards()
         self._this_machine = exposed
+        self._lend_files = lend_files
         self._outgoing: dict[str, Callable[[Call, _Document], Awaitable[Outgoing]]] = {
             "container create": self._create,
             "container start": self._start,
@@ -172,8 +176,10 @@ class Containers:
         wanted = rewrite.wanted(asked)
         found = self._sources.sort(wanted.binds)
         exposed = await self._exposed(wanted.image) if wanted.publish_all else ()
+        self._check_lending(call.caller, [path for _, path in found.local])
         places = await self._place(found)
         inherited = await self._inherited(wanted.volumes_from)
+        self._check_lending(call.caller, [path for one in inherited for path in one.sources])
         configured = self._host_forwards.of(_asked_name(call)) if wanted.network_mode == "host" else ()
         host_address, host_warnings = await self._host_seen(wanted.network_mode)
         nonce = secrets.token_hex(8)
@@ -229,6 +235,17 @@ class Containers:
         description = await self._api.inspect_image(image) if image else None
         ports = ((description or {}).get("Config") or {}).get("ExposedPorts")
         return tuple(ports) if isinstance(ports, dict) else ()
+
+    def _check_lending(self, caller: Caller, sources: Sequence[str]) -> None:
+        """Refuse callers the use of directories that are read with the rights of the user rda runs as, not with theirs.
+
+        :param sources: paths of this machine.
+        """
+        if sources and not (caller.own or self._lend_files):
+            raise Refused(
+                f"{sources[0]} would be read with the rights of the user that rda runs as, and {caller} is not that "
+                "user: run an rda of your own, use a volume, or have lend_files = true set"
+            )
 
     async def _place(self, found: Sorted) -> dict[str, str]:
         """Give every mirrored source its remote path, all at once; returns document path -> remote path."""
@@ -372,6 +389,7 @@ class Containers:
         asked = rewrite.canonical_volume(body)
         bind = volume_source(asked)
         found = self._sources.sort([] if bind is None else [bind])
+        self._check_lending(call.caller, [path for _, path in found.local])
         places = await self._place(found)
         return Outgoing(body=rewrite.outward_volume(asked, places, self._owner, secrets.token_hex(8), found.remote))
 

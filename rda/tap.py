@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import atexit
+import grp
 import os
-import socket
+import pwd
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from twisted.application.service import IService
-from twisted.internet.endpoints import AdoptedStreamServerEndpoint, serverFromString
 from twisted.python import usage
 
 from rda import __version__
+from rda.admission import Users
 from rda.config import Config, Outside, load
-from rda.errors import ConfigError
-
-#: Addresses on which plain TCP is as private as the machine itself.
-_LOOPBACK = ("127.", "::1", "localhost", r"\:\:1")
+from rda.errors import ConfigError, RdaError
+from rda.listeners import endpoint_problem
+from rda.proxy.certificates import ServerTLS
 
 
 class Options(usage.Options):
@@ -38,6 +39,7 @@ class Options(usage.Options):
         ["sync-root", None, None, "directory on the remote for bind mounts [default: .rda in the login directory]"],
         ["state-dir", None, None, "local directory for rda's own state [default: ~/.local/state/rda]"],
         ["ssh-config", None, None, "ssh_config file to use; 'none' for none [default: ssh's own]"],
+        ["tls", None, None, "directory with cert.pem, key.pem and ca.pem: TCP with client certificates"],
     ]
     optFlags = [
         ["accept-new", None, "trust and remember the key of a host that is not in known_hosts yet"],
@@ -99,9 +101,16 @@ class Options(usage.Options):
     def postOptions(self) -> None:
         """Check everything, the file included; :attr:`settings` is the result."""
         try:
-            self.settings = load(self._file(), self._given(), _outside())
+            self.settings = self.load()
         except ConfigError as e:
             raise SystemExit(complaint(e)) from None
+
+    def load(self) -> Config:
+        """Read the file, with the options that were given once.
+
+        :raises ConfigError: it cannot be used.
+        """
+        return load(self._file(), self._given(), _outside())
 
     def _given(self) -> dict[str, Any]:
         """What was said on the command line, under the file's keys."""
@@ -136,6 +145,9 @@ def _outside() -> Outside:
         expand=lambda path: str(Path(path).expanduser().absolute()),
         endpoint_problem=_endpoint_problem,
         file_problem=_file_problem,
+        tls_problem=_tls_problem,
+        users=Users(_uid, _gid),
+        is_root=os.geteuid() == 0,
     )
 
 
@@ -147,32 +159,32 @@ def _file_problem(path: str) -> str | None:
         return e.strerror or str(e)
 
 
-def _endpoint_problem(description: str) -> str | None:
-    """Why a server endpoint string cannot be listened on as it stands, or None.
-
-    Whoever reaches the Docker API is root on the remote host: plain TCP is for this machine only.
-    """
-    from twisted.internet import reactor
-
+def _tls_problem(directory: str, need_certificate: bool) -> str | None:
     try:
-        endpoint = serverFromString(reactor, description)
-    except Exception as e:  # the parsers of endpoint strings, plugins among them, raise whatever they like
-        if description.startswith("systemd:") and isinstance(e, LookupError):
-            return "systemd handed over no such socket: start rda through its .socket unit"
-        return f"not a Twisted server endpoint string ({e or type(e).__name__})"
-    if isinstance(endpoint, AdoptedStreamServerEndpoint) and not _private(endpoint.fileno):
-        return "plain TCP is only for a loopback address: change ListenStream= in the .socket unit"
-    if description.startswith("tcp"):
-        interface = description.partition("interface=")[2]
-        if not interface.startswith(_LOOPBACK):
-            return "plain TCP is only for a loopback address: add :interface=127.0.0.1"
+        ServerTLS(directory, need_certificate)
+    except RdaError as e:
+        return str(e)
     return None
 
 
-def _private(descriptor: int) -> bool:
-    """Whether an inherited listening socket is a UNIX one, or on a loopback address."""
-    with socket.socket(fileno=os.dup(descriptor)) as listening:
-        return listening.family == socket.AF_UNIX or listening.getsockname()[0].startswith(_LOOPBACK)
+def _uid(name: str) -> int | None:
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        return None
+
+
+def _gid(name: str) -> int | None:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        return None
+
+
+def _endpoint_problem(description: str, has_tls: bool) -> str | None:
+    from twisted.internet import reactor
+
+    return endpoint_problem(reactor, description, has_tls)
 
 
 def makeService(options: Options) -> IService:
@@ -182,9 +194,19 @@ def makeService(options: Options) -> IService:
     from rda.agent import Agent
     from rda.service_manager import ServiceManager
 
-    config: Config = options.settings
     say: Callable[[str], object] = lambda line: print(line, file=sys.stdout, flush=True)  # noqa: E731
-    return Agent(reactor, config, say, _give_up, ServiceManager(os.environ, os.getpid(), reactor))
+    manager = ServiceManager(os.environ, os.getpid(), reactor)
+    agent = Agent(reactor, options.settings, options.load, say, _give_up, manager)
+    reactor.callWhenRunning(_reload_on_hangup, agent.reload)
+    return agent
+
+
+def _reload_on_hangup(reload: Callable[[], None]) -> None:
+    """SIGHUP, which is what ``systemctl reload`` sends, reads the configuration again."""
+    from twisted.internet import reactor as installed
+
+    reactor: Any = installed
+    signal.signal(signal.SIGHUP, lambda number, frame: reactor.callFromThread(reload))
 
 
 def _give_up() -> None:

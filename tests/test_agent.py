@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.protocol import Factory
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from rda.agent import BACKLOG, Agent, docker_host, identity, listen, private_directory, settled, summary
+from rda.agent import Agent, identity, settled, summary
 from rda.config import Config, Context, Remote
-from rda.status import LinkStatus
+from rda.errors import ConfigError, RdaError
+from rda.listeners import private_directory
+from rda.record import RecordedContext
+from rda.status import ContextStatus, LinkStatus, Problem
 
 
 class AgentTests(SynchronousTestCase):
-    def test_docker_host(self) -> None:
-        """A listener's address is printed as what DOCKER_HOST has to be."""
-        self.assertEqual(docker_host(IPv4Address("TCP", "127.0.0.1", 23750)), "tcp://localhost:23750")
-        self.assertEqual(docker_host(IPv6Address("TCP", "::1", 1)), "tcp://localhost:1")
-        self.assertEqual(docker_host(IPv6Address("TCP", "fd00::1", 1)), "tcp://[fd00::1]:1")
-        self.assertEqual(docker_host(UNIXAddress("/run/rda.sock")), "unix:///run/rda.sock")
-
     def test_identity(self) -> None:
         """The identity of a context is made once, unlike any other, and only its owner can read it."""
         first, second = Path(self.mktemp()), Path(self.mktemp())
@@ -39,51 +36,7 @@ class AgentTests(SynchronousTestCase):
         directory = Path(self.mktemp())
         private_directory(directory)
         (directory / "owner").write_text("x")
-        self.assertIn("is damaged", str(self.assertRaises(SystemExit, identity, directory).code))
-
-    def test_private_directory(self) -> None:
-        """A state directory that others could enter is closed to them."""
-        directory = Path(self.mktemp())
-        directory.mkdir(mode=0o755)
-        private_directory(directory)
-        self.assertEqual(stat.S_IMODE(directory.stat().st_mode), 0o700)
-
-    def test_socket_is_the_owners(self) -> None:
-        """A UNIX socket is made with a mode that lets nobody else connect, also before its mode is set."""
-        seen: list[tuple[str, int, int]] = []
-
-        class Reactor:
-            def listenUNIX(self, path: str, factory: Factory, backlog: int, mode: int, wantPID: int) -> str:
-                umask = os.umask(0o022)
-                os.umask(umask)
-                seen.append((path, mode, umask))
-                return "port"
-
-        before = os.umask(0o022)
-        self.addCleanup(os.umask, before)
-        self.assertEqual(self.successResultOf(listen(Reactor(), "unix:/run/x.sock", Factory())), "port")
-        self.successResultOf(listen(Reactor(), "unix:/run/x.sock:mode=660", Factory()))
-        self.assertEqual(seen, [("/run/x.sock", 0o600, 0o177), ("/run/x.sock", 0o660, 0o177)])
-        self.assertEqual(os.umask(0o022), 0o022)
-
-    def test_bursts_of_connections_wait(self) -> None:
-        """Many connections at once wait until they are accepted, unless the endpoint says how many."""
-        seen: list[int] = []
-
-        class Reactor:
-            def listenTCP(self, port: int, factory: Factory, backlog: int, interface: str) -> str:
-                seen.append(backlog)
-                return "port"
-
-        for description in ("tcp:1:interface=127.0.0.1", "tcp:1:backlog=7"):
-            self.successResultOf(listen(Reactor(), description, Factory()))
-        self.assertEqual(seen, [BACKLOG, 7])
-
-    def test_one_service_for_each_context(self) -> None:
-        """Every context of the configuration is a service of the agent, under its name."""
-        contexts = tuple(Context(name, Remote("host")) for name in ("default", "gpu"))
-        agent = Agent(Clock(), Config(contexts, self.mktemp()), print, lambda: None)
-        self.assertEqual([service.name for service in agent], ["default", "gpu"])
+        self.assertIn("is damaged", str(self.assertRaises(RdaError, identity, directory)))
 
     def test_settled(self) -> None:
         """A service is ready when a link is there and none is on its way; nothing waits for one that failed."""
@@ -101,3 +54,211 @@ class AgentTests(SynchronousTestCase):
         """One line says how each link is, and why."""
         links = [("default", LinkStatus("a@b:22", "connected")), ("gpu", LinkStatus("c", "failed", "no such host"))]
         self.assertEqual(summary(links), "default: a@b:22 connected; gpu: c failed (no such host)")
+
+
+class FakeContext(Service):
+    """A context without parts."""
+
+    def __init__(self, context: Context, log: list[str]) -> None:
+        self.setName(context.name)
+        self.context = context
+        self.log = log
+        self.wired = self.works = self.listening = True
+        self.opened: Deferred[list[Problem]] = succeed([])
+        self.stopped: Deferred[None] = succeed(None)
+        self.files: list[Problem] = []
+        self.failure: Exception | None = None
+
+    def startService(self) -> None:
+        if self.failure is not None:
+            self.wired = self.works = False
+            raise self.failure
+        super().startService()
+        self.log.append(f"start {self.name}")
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        self.log.append(f"stop {self.name}")
+        return self.stopped
+
+    def read_files(self) -> list[Problem]:
+        return self.files
+
+    def status(self) -> ContextStatus:
+        return ContextStatus(str(self.name), (), self.link_status())
+
+    def link_status(self) -> LinkStatus:
+        return LinkStatus("host", "connected")
+
+    def record(self) -> RecordedContext:
+        return RecordedContext.of(self.context, ())
+
+
+class FakeAgent(Agent):
+    """An agent of such contexts; what the next ones do can be set."""
+
+    def __init__(self, config: Config, load: Callable[[], Config]) -> None:
+        self.made: list[Any] = []
+        self.events: list[str] = []
+        self.said: list[str] = []
+        self.given_up = 0
+        self.prepare: Callable[[FakeContext], None] = lambda context: None
+        super().__init__(Clock(), config, load, self.said.append, self._gives_up)
+
+    def _gives_up(self) -> None:
+        self.given_up += 1
+
+    def make_context(self, context: Context) -> Any:
+        made = FakeContext(context, self.events)
+        self.prepare(made)
+        self.made.append(made)
+        return made
+
+
+class ReloadTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.state = self.mktemp()
+        self.wanted = self.config("a", "b")
+        self.agent = FakeAgent(self.wanted, lambda: self.wanted)
+        if self.agent.machine.table is not None:
+            self.addCleanup(self.agent.machine.table.close)
+
+    def config(self, *names: str, remote: str = "host") -> Config:
+        return Config(tuple(Context(name, Remote(remote)) for name in names), self.state)
+
+    def start(self) -> list[str]:
+        self.agent.startService()
+        self.addCleanup(lambda: self.agent.running and self.agent.stopService())
+        return self.take()
+
+    def reload(self, wanted: Config) -> list[str]:
+        self.wanted = wanted
+        self.agent.reload()
+        return self.take()
+
+    def take(self) -> list[str]:
+        events, self.agent.events[:] = list(self.agent.events), []
+        return events
+
+    def names(self) -> list[str]:
+        return [status.name for status in self.agent.status()]
+
+    def problems(self) -> list[str]:
+        return [problem.message for problem in self.agent.status()[0].problems]
+
+    def test_one_service_for_each_context(self) -> None:
+        """Every context of the configuration is a service of the agent, under its name; all stop with it."""
+        self.assertEqual(self.start(), ["start a", "start b"])
+        self.assertEqual([service.name for service in self.agent], ["a", "b"])
+        self.successResultOf(self.agent.stopService())
+        self.assertEqual(sorted(self.take()), ["stop a", "stop b"])
+
+    def test_differences(self) -> None:
+        """Contexts come, go and change, and the others notice nothing."""
+        self.start()
+        self.assertEqual(self.reload(self.config("a", "b")), [])
+        self.assertEqual(self.reload(self.config("a", "b", "c")), ["start c"])
+        self.assertEqual(self.reload(self.config("c", "a")), ["stop b"])
+        changed = Config((*self.config("a").contexts, *self.config("c", remote="elsewhere").contexts), self.state)
+        self.assertEqual(self.reload(changed), ["stop c", "start c"])
+        self.assertEqual((self.names(), self.problems()), (["a", "c"], []))
+
+    def test_many_times(self) -> None:
+        """A context that stays is the same one after any number of changes around it, and those that went are gone."""
+        self.start()
+        (stays, *_) = self.agent.made
+        for n in range(20):
+            self.reload(self.config("a", f"x{n}"))
+        self.assertIn(stays, list(self.agent))
+        self.assertEqual((self.names(), len(list(self.agent))), (["a", "x19"], 2))
+
+    def test_a_context_is_started_when_the_old_one_has_stopped(self) -> None:
+        """A changed context needs the endpoints of the one before it."""
+        self.start()
+        self.agent.made[1].stopped = stopped = Deferred()
+        changed = Config((*self.config("a").contexts, *self.config("b", remote="elsewhere").contexts), self.state)
+        self.assertEqual(self.reload(changed), ["stop b"])
+        stopped.callback(None)
+        self.assertEqual(self.take(), ["start b"])
+
+    def test_a_bad_file(self) -> None:
+        """A bad file changes nothing, and is shown with every context until it is mended."""
+        self.start()
+
+        def load() -> Config:
+            raise ConfigError(["docker: is wrong"])
+
+        good, self.agent._reloading._load = self.agent._reloading._load, load
+        self.assertEqual(self.reload(self.wanted), [])
+        self.assertIn("docker: is wrong", self.problems()[0])
+        self.agent._reloading._load = good
+        self.reload(self.wanted)
+        self.assertEqual(self.problems(), [])
+
+    def test_the_state_directory_stays(self) -> None:
+        """The state directory cannot move while rda runs: nothing of such a file is applied."""
+        self.start()
+        self.assertEqual(self.reload(Config(self.config("c").contexts, "/elsewhere")), [])
+        self.assertIn("state_dir", self.problems()[0])
+
+    def test_a_context_that_cannot_start(self) -> None:
+        """It is shown, the others go on, and the next reading tries it again."""
+        self.start()
+
+        def break_it(context: FakeContext) -> None:
+            context.failure = RdaError("the identity is damaged")
+
+        self.agent.prepare = break_it
+        self.assertEqual(self.reload(self.config("a", "c")), ["stop b"])
+        self.assertEqual((self.names(), self.problems()), (["a"], ["the identity is damaged"]))
+        self.assertEqual(self.agent.given_up, 0)
+        self.agent.prepare = lambda context: None
+        self.assertIn("start c", self.reload(self.config("a", "c")))
+        self.assertEqual(self.problems(), [])
+
+    def test_a_context_that_cannot_listen(self) -> None:
+        """Likewise."""
+        self.start()
+
+        def break_it(context: FakeContext) -> None:
+            context.works = False
+            context.opened = succeed([Problem("context c", "cannot listen")])
+
+        self.agent.prepare = break_it
+        self.reload(self.config("a", "c"))
+        self.assertEqual(self.problems(), ["cannot listen"])
+        self.agent.prepare = lambda context: None
+        self.assertEqual(self.reload(self.config("a", "c")), ["stop c", "start c"])
+
+    def test_at_the_start(self) -> None:
+        """A context that cannot start or listen when rda is started ends it, with the reason."""
+        self.agent.made[0].opened = succeed([Problem("context a", "cannot listen")])
+        self.agent.made[1].failure = RdaError("the identity is damaged")
+        self.start()
+        self.assertEqual(self.agent.said, ["rda: context a: cannot listen", "rda: context b: the identity is damaged"])
+        self.assertEqual(self.agent.given_up, 2)
+
+    def test_files_are_read_again(self) -> None:
+        """What a context's configuration only names, such as certificates, is read again; problems are shown."""
+        self.start()
+        self.agent.made[0].files = [Problem("context a", "the certificate is damaged")]
+        self.reload(self.wanted)
+        self.assertEqual(self.problems(), ["the certificate is damaged"])
+
+    def test_stopping_meanwhile(self) -> None:
+        """An agent that is stopped while a context still stops waits for it, and starts nothing any more."""
+        self.start()
+        self.agent.made[1].stopped = stopped = Deferred()
+        self.reload(self.config("a", "c"))
+        ended = self.agent.stopService()
+        self.assertNoResult(ended)
+        stopped.callback(None)
+        self.successResultOf(ended)
+        self.assertEqual(sorted(self.take()), ["stop a"])
+
+    def test_a_context_that_breaks_when_it_stops(self) -> None:
+        """A defect in stopping one is logged, and does not stop the change."""
+        self.start()
+        self.agent.made[1].stopped = fail(ZeroDivisionError())
+        self.assertEqual(self.reload(self.config("a", "c")), ["stop b", "start c"])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from rda.admission import Admission, Users
 from rda.config import Config, Forward, Outside, Rule, load
 from rda.errors import ConfigError
 from rda.limits import Limits
@@ -16,8 +17,10 @@ from rda.limits import Limits
 OUTSIDE = Outside(
     state_dir="/state",
     expand=lambda path: path.replace("~", "/home/me"),
-    endpoint_problem=lambda text: None if text.startswith(("tcp:", "unix:")) else "not an endpoint",
+    endpoint_problem=lambda text, tls: None if text.startswith(("tcp:", "unix:")) else "not an endpoint",
     file_problem=lambda path: "No such file or directory" if "missing" in path else None,
+    tls_problem=lambda path, need: "no key.pem" if "missing" in path else None,
+    users=Users({"alice": 1000, "bob": 1001}.get, {"docker": 999}.get),
 )
 
 
@@ -160,3 +163,87 @@ class LoadTests(SynchronousTestCase):
         sample = (Path(__file__).parent.parent / "etc/rda.toml").read_text(encoding="utf-8")
         lines = re.findall(r"^# ([a-z_]+) = ([0-9.]+) +# ", sample.partition("# [limits]")[2], re.MULTILINE)
         self.assertEqual({name: float(value) for name, value in lines}, asdict(Limits()))
+
+
+class AdmissionTests(SynchronousTestCase):
+    HASH = "sha256:" + "ab" * 32
+
+    def admission(self, text: str, root: bool = False) -> Admission:
+        return load('remote = "a"\n' + text, {}, replace(OUTSIDE, is_root=root)).contexts[0].admission
+
+    def problems(self, text: str, root: bool = False) -> tuple[str, ...]:
+        return self.assertRaises(ConfigError, self.admission, text, root).problems
+
+    def test_defaults(self) -> None:
+        """By default only the user that rda runs as gets in, and only plainly."""
+        self.assertEqual(self.admission(""), Admission())
+
+    def test_keys(self) -> None:
+        """Every key arrives; names of users and groups become numbers."""
+        found = self.admission(
+            f"""
+            allow_users = ["bob"]
+            allow_group = "docker"
+            check_peer = false
+            unknown_peer = true
+            tls = "~/tls"
+            host_names = ["RDA.example.com"]
+            lend_files = true
+            [tokens]
+            ci = "{self.HASH}"
+            bob = ["{self.HASH}", "{self.HASH}"]
+            """
+        )
+        digest = bytes.fromhex("ab" * 32)
+        tokens = (("ci", digest), ("bob", digest), ("bob", digest))
+        self.assertEqual(
+            found,
+            Admission(
+                (("bob", 1001),), ("docker", 999), False, True, "/home/me/tls", tokens, ("rda.example.com",), True
+            ),
+        )
+
+    def test_no_hash_is_shown(self) -> None:
+        """What stands for a token is not printed with the rest."""
+        self.assertNotIn("xab", repr(self.admission(f'[tokens]\nci = "{self.HASH}"')))
+
+    def test_problems(self) -> None:
+        """Every problem is named with its key."""
+        problems = self.problems(
+            """
+            allow_users = ["bob", "mallory"]
+            allow_group = "wheel"
+            tls = "~/missing"
+            host_names = ["a b"]
+            [tokens]
+            "a b" = "sha256:abc"
+            ci = 1
+            """
+        )
+        for expected in (
+            "allow_users: there is no user 'mallory'",
+            "allow_group: there is no group 'wheel'",
+            "tls: no key.pem",
+            "host_names: 'a b' is not",
+            "tokens: 'a b' is not a user's name",
+            "tokens: a b: not a hash",
+            "tokens: ci: not a hash",
+        ):
+            self.assertEqual(len([p for p in problems if p.startswith(expected)]), 1, (expected, problems))
+
+    def test_inherited(self) -> None:
+        """A further context takes what it leaves out from the top level."""
+        text = 'remote = "a"\nallow_users = "bob"\n[context.b]\nremote = "b"\nlisten = "unix:/b"'
+        self.assertEqual([context.admission.users for context in read(text).contexts], [(("bob", 1001),)] * 2)
+
+    def test_root_lends_nothing_by_accident(self) -> None:
+        """As root, what lets others read this machine's files has to be allowed twice."""
+        lending = ("check_peer = false", "unknown_peer = true", 'lend_files = true\nallow_users = "bob"')
+        for text in lending:
+            key = text.partition(" ")[0]
+            (problem,) = self.problems(text, root=True)
+            self.assertIn(f"{key}: rda runs as root", problem)
+            self.admission(text + "\nallow_root = true", root=True)
+            self.admission(text)
+        for text in ("", 'allow_users = "bob"', "lend_files = true"):
+            self.admission(text, root=True)

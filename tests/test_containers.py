@@ -9,6 +9,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from rda.api import DaemonAPI
+from rda.callers import Caller, Proof
 from rda.containers import Containers
 from rda.docker import document, routes
 from rda.docker.binds import Rules, System
@@ -25,6 +26,9 @@ OWNER = "0123456789abcdef"
 WEB = "a" * 64
 BINDINGS = {"80/tcp": [{"HostIp": "", "HostPort": "8080"}]}
 
+#: The user that rda runs as, and another.
+ME, OTHER = Caller("me", Proof.SOCKET, 1000, own=True), Caller("bob", Proof.TOKEN)
+
 
 class ContainersCase(SynchronousTestCase):
     def setUp(self) -> None:
@@ -37,8 +41,10 @@ class ContainersCase(SynchronousTestCase):
         self.reconciler = Reconciler(Clock(), api, *parts, OWNER, sources.mirrored)
         self.containers = Containers(api, *parts, self.reconciler, OWNER, sources)
 
-    def ask(self, method: bytes, target: bytes, body: dict[str, Any] | None = None) -> tuple[Call, Deferred[Outgoing]]:
-        call = routes.match(method, target)
+    def ask(
+        self, method: bytes, target: bytes, body: dict[str, Any] | None = None, caller: Caller = ME
+    ) -> tuple[Call, Deferred[Outgoing]]:
+        call = routes.match(method, target, caller)
         decision = self.containers.outgoing(call, body)
         self.endpoint.pump()
         return call, decision
@@ -111,6 +117,42 @@ class CreateTests(ContainersCase):
         body = {"Image": "x", "HostConfig": {"Binds": ["/secret/key:/key"]}}
         _, decision = self.ask(b"POST", b"/v1.45/containers/create", body)
         self.assertIn("'/secret'", str(self.failureResultOf(decision, Refused).value))
+
+    def test_files_are_not_lent(self) -> None:
+        """Who is not the user that rda runs as mounts nothing that would be read with that user's rights."""
+        host_config = {"Binds": ["/src:/app"]}
+        volume = {"Name": "v", "DriverOpts": {"type": "none", "o": "bind", "device": "/src"}}
+        for target, body in (
+            ("/containers/create", {"Image": "x", "HostConfig": host_config}),
+            ("/volumes/create", volume),
+        ):
+            _, decision = self.ask(b"POST", target.encode(), body, OTHER)
+            refusal = str(self.failureResultOf(decision, Refused).value)
+            self.assertIn("/src would be read with the rights of the user that rda runs as, and bob (token)", refusal)
+        _, decision = self.ask(
+            b"POST", b"/containers/create", {"Image": "x", "HostConfig": {"Binds": ["/srv:/x"]}}, OTHER
+        )
+        self.successResultOf(decision)
+        self.assertEqual(self.journal, [])
+
+    def test_files_are_not_lent_by_another_container(self) -> None:
+        """Nor by way of a container that has them."""
+        call, sent = self.create(Binds=["/src:/app"])
+        self.there_is(sent)
+        self.answer(call, sent, 201, {"Id": WEB})
+        body = {"Image": "x", "HostConfig": {"VolumesFrom": ["web"]}}
+        _, decision = self.ask(b"POST", b"/containers/create", body, OTHER)
+        self.failureResultOf(decision, Refused)
+        _, decision = self.ask(b"POST", b"/containers/create", body)
+        self.successResultOf(decision)
+
+    def test_files_are_lent_where_that_is_configured(self) -> None:
+        """Unless it is configured so."""
+        self.containers._lend_files = True
+        _, decision = self.ask(
+            b"POST", b"/containers/create", {"Image": "x", "HostConfig": {"Binds": ["/src:/x"]}}, OTHER
+        )
+        self.successResultOf(decision)
 
     def test_other_spelling(self) -> None:
         """Keys in another case are what the daemon takes them for."""

@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("containers",),
     ("reconciler",),
     ("api", "forwards", "exposed", "splice", "udp", "sync", "proxy", "ssh", "pages"),
-    ("record",),
+    ("record", "reload"),
     (
         "docker",
         "policy",
@@ -27,11 +27,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "interfaces",
         "sockets",
         "flow",
-        "peers",
+        "listeners",
         "made_here",
         "programs",
     ),
-    ("callers", "limits"),
+    ("callers", "limits", "admission", "peers"),
     ("errors",),
     ("",),
 )
@@ -42,6 +42,7 @@ STRANGERS = ("forwards", "exposed", "sync", "proxy", "ssh", "api", "pages")
 #: Pure modules: nothing of twisted, no clock, file or thread.
 PURE = (
     "errors.py",
+    "admission.py",
     "callers.py",
     "limits.py",
     "config.py",

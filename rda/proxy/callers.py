@@ -1,29 +1,69 @@
-"""Who is at the other end of a client's connection, asked once when it comes in and again for each request."""
+"""Who is at the other end of a client's connection, asked once when it comes in and again for each request.
+
+On a UNIX socket and on loopback the kernel says whose the connection is; over TLS a client certificate does; and a
+request may carry a bearer token, which then decides. Docker clients send one when their ``config.json`` has
+``{"HttpHeaders": {"Authorization": "Bearer rda_…"}}``. They send it to every daemon: a token of ours is taken out of
+each request, also where none is asked for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import hmac
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from rda.callers import UNPROVED, Caller
-from rda.errors import RdaError
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.logger import Logger
 
-__all__ = ["Fields", "Visitor"]
+from rda import peers
+from rda.admission import TOKEN_PREFIX, Admission
+from rda.callers import Caller, Proof
+from rda.errors import RdaError, Refused
+from rda.listeners import is_network
+from rda.peers import OVERFLOW_UID, Credentials, NoSocketTable, ProcTable, SocketTable
+from rda.proxy import tls
+from rda.proxy.certificates import user_of
+
+__all__ = ["Callers", "Fields", "Machine", "Unauthorized", "Visitor", "anybody"]
 
 Fields = Sequence[tuple[bytes, bytes]]
+
+_TOKEN = b"bearer " + TOKEN_PREFIX.encode()
+
+#: Callers, and reasons to refuse some, that have been named in the log, once each; further ones are not.
+MAX_NAMED = 1024
+
+
+class Unauthorized(RdaError):
+    """The request does not prove who makes it."""
+
+    status = 401
 
 
 class Visitor:
     """One connection's answer to the question who it is.
 
     :param found: who the connection itself proves it to be, or why that is nobody who may come in.
-    :ivar hopeless: no request of this connection will be let in, whatever it says.
+    :param tokens: tells whose a token is; None where tokens are not asked for.
     """
 
-    __slots__ = ("_found", "hopeless")
+    __slots__ = ("_found", "_tokens")
 
-    def __init__(self, found: Caller | RdaError) -> None:
+    def __init__(self, found: Caller | RdaError, tokens: Callable[[bytes], Caller] | None = None) -> None:
         self._found = found
-        self.hopeless = isinstance(found, RdaError)
+        self._tokens = tokens
+
+    @property
+    def hopeless(self) -> bool:
+        """No request of this connection will be let in, whatever it says."""
+        return isinstance(self._found, RdaError) and self._tokens is None
+
+    @property
+    def known(self) -> bool:
+        """The connection itself has proved whose it is."""
+        return isinstance(self._found, Caller)
 
     def identify(self, fields: Fields) -> tuple[Caller, Fields]:
         """Say who makes a request, and which of its fields the daemon may see.
@@ -31,11 +71,198 @@ class Visitor:
         :param fields: of the request's head.
         :raises RdaError: nobody who may.
         """
+        shown = [value for name, value in fields if name.lower() == b"authorization" and _is_token(value)]
+        if shown:
+            fields = [pair for pair in fields if not (pair[0].lower() == b"authorization" and _is_token(pair[1]))]
+            if self._tokens is not None:
+                if len(shown) > 1:
+                    raise Unauthorized("the request has more than one token")
+                return self._tokens(shown[0].partition(b" ")[2].strip()), fields
+        return self._of_connection(), fields
+
+    def _of_connection(self) -> Caller:
         if isinstance(self._found, RdaError):
             raise self._found
-        return self._found, fields
+        return self._found
+
+
+def _is_token(value: bytes) -> bool:
+    return value.lower().startswith(_TOKEN)
+
+
+class _TLSVisitor(Visitor):
+    """One whose certificate is there once the handshake is over, that is, with its first request."""
+
+    __slots__ = ("_find",)
+
+    def __init__(self, find: Callable[[], Caller], tokens: Callable[[bytes], Caller] | None) -> None:
+        super().__init__(Unauthorized("the handshake is not over"), tokens)
+        self._find: Callable[[], Caller] | None = find
+
+    @property
+    def hopeless(self) -> bool:
+        """That shows with the first request."""
+        return False
+
+    def _of_connection(self) -> Caller:
+        if self._find is not None:
+            self._found = self._find()
+            self._find = None
+        return super()._of_connection()
 
 
 def anybody(transport: object) -> Visitor:
-    """Let in whoever reaches the listener."""
-    return Visitor(UNPROVED)
+    """Let in whoever reaches the listener, as the user that rda runs as."""
+    return Visitor(Caller("", Proof.NONE, own=True))
+
+
+class Machine:
+    """What is known of this machine's users and connections; tests replace it.
+
+    :ivar table: tells whose TCP connections are; None where the system has no such thing.
+    :ivar problem: why there is none where there ought to be one.
+    """
+
+    def __init__(self) -> None:
+        self.uid = os.geteuid()
+        self.problem = ""
+        self.table: SocketTable | ProcTable | None = None
+        try:
+            self.table = peers.socket_table()
+        except NoSocketTable as e:
+            self.problem = str(e)
+
+    def user_name(self, uid: int) -> str:
+        """A user's login name."""
+        return peers.user_name(uid)
+
+    def groups_of(self, uid: int) -> frozenset[int]:
+        """The numbers of the groups that a user is in."""
+        return peers.groups_of(uid)
+
+    def credentials(self, transport: Any) -> Credentials | None:
+        """Who connected to our UNIX socket."""
+        return peers.credentials(transport.socket)
+
+
+class Callers:
+    """Says who connects to a context's listeners, and refuses those who may not.
+
+    :param admission: who may.
+    :param context: the context's name, for the log.
+    """
+
+    _log = Logger()
+
+    def __init__(self, admission: Admission, machine: Machine, context: str = "") -> None:
+        self._admission = admission
+        self._machine = machine
+        self._context = context
+        self._own_name = machine.user_name(machine.uid)
+        self._users = {uid: name for name, uid in admission.users}
+        self._named: set[str] = set()
+        self._tokens = self._of_token if admission.tokens else None
+
+    def check(self, endpoints: Sequence[str]) -> None:
+        """Make sure that those who connect to these endpoints can be told apart.
+
+        :raises RdaError: this system does not say what we need to know.
+        """
+        plain = not self._admission.tls and any(map(is_network, endpoints))
+        if plain and self._admission.check_peer and self._machine.problem:
+            raise RdaError(
+                f"this system does not say whose TCP connections are ({self._machine.problem}): listen on a UNIX "
+                "socket, or set check_peer = false to let in every user of this machine"
+            )
+
+    def __call__(self, transport: Any) -> Visitor:
+        """Look at a new connection."""
+        if tls.is_tls(transport):
+            return _TLSVisitor(lambda: self._of_certificate(transport), self._tokens)
+        try:
+            return Visitor(self._of_peer(transport), self._tokens)
+        except RdaError as refusal:
+            self._note(str(refusal), "context {context}: refused a connection: {key}")
+            if self._tokens is not None:
+                refusal = Unauthorized(f"{refusal}; or send a token")
+            return Visitor(refusal, self._tokens)
+
+    # -------------------------------------------------------------------------------------------- users of this machine
+
+    def _of_peer(self, transport: Any) -> Caller:
+        peer = transport.getPeer()
+        if isinstance(peer, UNIXAddress):
+            who = self._machine.credentials(transport)
+            if who is None:
+                return self._unasked()  # the socket's mode is what there is
+            return self._local_user(who.uid, Proof.SOCKET, who.pid, (who.gid,))
+        if not isinstance(peer, (IPv4Address, IPv6Address)):
+            raise Refused(f"connections from {peer!r} prove nothing")
+        if not self._admission.check_peer or self._machine.table is None:
+            return self._unasked()
+        uid = self._owner(peer, transport.getHost())
+        if uid is not None:
+            return self._local_user(uid, Proof.LOOPBACK)
+        if self._admission.unknown_peer:
+            return self._unasked()
+        raise Refused(
+            f"no process of this machine's network has this connection from {peer.host}: it comes from a "
+            "container or through a forwarded port, or was closed; use a UNIX socket, or set unknown_peer = true"
+        )
+
+    def _owner(self, peer: IPv4Address | IPv6Address, host: IPv4Address | IPv6Address) -> int | None:
+        assert self._machine.table is not None
+        try:
+            return self._machine.table.owner((peer.host, peer.port), (host.host, host.port))
+        except OSError as e:
+            raise Refused(f"the kernel does not say whose this connection is ({e}); use a UNIX socket") from e
+
+    def _local_user(self, uid: int, proof: Proof, pid: int | None = None, groups: Sequence[int] = ()) -> Caller:
+        own = uid in (0, self._machine.uid) and uid != OVERFLOW_UID
+        if not (own or uid in self._users or self._in_group(uid, groups)):
+            name = self._machine.user_name(uid)
+            raise Refused(
+                f"{name} (uid {uid}) may not use this context of {self._own_name}'s; "
+                "whom it is for can be said with allow_users and allow_group"
+            )
+        name = self._users.get(uid) or self._machine.user_name(uid)
+        return self._welcome(Caller(name, proof, uid, pid, own))
+
+    def _in_group(self, uid: int, groups: Sequence[int]) -> bool:
+        """Whether a user is in the group that may; by the system's lists, which may have changed since the login."""
+        if self._admission.group is None or uid == OVERFLOW_UID:
+            return False
+        _, gid = self._admission.group
+        return gid in groups or gid in self._machine.groups_of(uid)
+
+    def _unasked(self) -> Caller:
+        return Caller(self._own_name, Proof.NONE, own=True)
+
+    # ------------------------------------------------------------------------------------------ certificates and tokens
+
+    def _of_certificate(self, transport: Any) -> Caller:
+        user = user_of(transport)
+        if user is None:
+            wanted = "a certificate with a common name" + (", or a token" if self._tokens is not None else "")
+            raise Unauthorized(f"this listener wants to know who calls: by {wanted}")
+        return self._welcome(Caller(user, Proof.CERTIFICATE, own=user == self._own_name))
+
+    def _of_token(self, token: bytes) -> Caller:
+        """Whose a token is. Every hash is compared, each in constant time: how long it takes tells nothing."""
+        digest = hashlib.sha256(token).digest()
+        users = [user for user, known in self._admission.tokens if hmac.compare_digest(digest, known)]
+        if not users:
+            raise Unauthorized("the token is not known here; it may have been revoked")
+        return self._welcome(Caller(users[0], Proof.TOKEN, own=users[0] == self._own_name))
+
+    def _welcome(self, caller: Caller) -> Caller:
+        process = f", uid {caller.uid}" if caller.uid is not None else ""
+        process += f", first by process {caller.pid}" if caller.pid is not None else ""
+        self._note(str(caller), "context {context}: {key} calls{process}", process=process)
+        return caller
+
+    def _note(self, key: str, text: str, **more: str) -> None:
+        """Say something in the log, once."""
+        if key not in self._named and len(self._named) < MAX_NAMED:
+            self._named.add(key)
+            self._log.info(text, context=self._context, key=key, **more)

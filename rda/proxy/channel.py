@@ -145,11 +145,10 @@ class DockerChannel(http.HTTPChannel):
         if refusal is not None:
             self.transport.write(error_answer(refusal))
             self.linger()
-        elif self.visitor.hopeless:
-            self.MAX_LENGTH = self.totalHeadersSize = min(limits.head, limits.refused_head)
-            self._wait(limits.head_seconds, self._idle_over)
         else:
-            self._wait(limits.idle_seconds, self._idle_over)
+            if self.visitor.hopeless:
+                self.MAX_LENGTH = self.totalHeadersSize = min(limits.head, limits.refused_head)
+            self._wait(limits.idle_seconds if self.visitor.known else limits.head_seconds, self._idle_over)
 
     def getHost(self) -> Any:
         """Return the address at which the client came in, without asking the kernel for each request."""

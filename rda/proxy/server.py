@@ -91,6 +91,7 @@ class DockerSite(server.Site):
     :param own: what is served under ``/_rda/``.
     :ivar counters: what has been done so far; ``calls``: the latest of it.
     :ivar draining: no new requests are taken.
+    :ivar hosts: as given, and replaceable.
     """
 
     protocol = DockerChannel  # type: ignore[assignment]  # bare: the wrapper of twisted.web hides half-closing
@@ -112,7 +113,7 @@ class DockerSite(server.Site):
         self.limits = limits
         self.clock: IReactorTime = clock
         self.draining = False
-        self._hosts = frozenset(name.lower() for name in hosts)
+        self.hosts = frozenset(name.lower() for name in hosts)
         self._identify = identify
         self._channels: set[DockerChannel] = set()
         self._refused: set[DockerChannel] = set()
@@ -223,7 +224,7 @@ class DockerSite(server.Site):
         check_origin(
             head.minor,
             head.fields,
-            self._hosts,
+            self.hosts,
             getattr(address, "host", None),
             names_matter=not isinstance(address, UNIXAddress),
             own_page=own and head.method in (b"GET", b"HEAD"),
