@@ -8,6 +8,7 @@ import shutil
 
 from tests.live.process import fetch, free_port
 from tests.live.support import LiveTestCase
+from tests.live.trees import LIST, ChangingTree
 
 #: Seconds from a local change until it must be seen in the container.
 SEEN_SECONDS = 1.0
@@ -149,3 +150,44 @@ class Mount(LiveTestCase):
         self.eventually(lambda: self.inside("cat /www/index.html") == "both\n", "the edit in the first", SEEN_SECONDS)
         second = self.host.docker("exec", "second", "cat", "/again/index.html").stdout
         self.assertEqual(second, b"both\n")
+
+    def test_started_at_once(self):
+        """A container that is started right after many files have changed finds all of them as they are."""
+        self.start_at_once(5)
+
+    def start_at_once(self, times: int) -> None:
+        tree = ChangingTree(self.directory(), files=2000, seed=1)
+        for number in range(times):
+            if number:
+                tree.change()
+            done = self.rda.docker("run", "--rm", "-v", f"{tree.root}:/tree", "busybox", "sh", "-c", LIST)
+            self.assertEqual(sorted(done.stdout.decode().splitlines()), tree.listing(), f"run {number}")
+
+
+class TwoWay(LiveTestCase):
+    """What a container writes comes back, where the configuration says so."""
+
+    def choose_rda(self):
+        """An rda whose configuration says so."""
+        self.site = self.directory()
+        (self.site / "kept").write_text("kept")
+        config = self.directory() / "rda.toml"
+        config.write_text(f'[[bind]]\npath = "{self.site}"\nmode = "two-way"\n')
+        rda = self.own_rda(config=str(config))
+        rda.wait_ready()
+        return rda
+
+    def test_comes_back(self):
+        """Files, edits and deletions come back while the container runs, and all of it when it has ended."""
+        script = "echo new > /www/new; sleep 1000"
+        self.rda.docker("run", "-d", "--name", "box", "-v", f"{self.site}:/www", "busybox", "sh", "-c", script)
+        self.eventually(lambda: (self.site / "new").exists(), "the new file", SEEN_SECONDS * 5)
+        self.host.docker(
+            "exec", "box", "sh", "-c", "echo more >> /www/new; rm /www/kept; mkdir /www/d; echo f > /www/d/f"
+        )
+        self.eventually(lambda: (self.site / "d/f").exists(), "the file in the new directory", SEEN_SECONDS * 5)
+        self.eventually(lambda: (self.site / "new").read_text() == "new\nmore\n", "the edit", SEEN_SECONDS * 5)
+        self.assertFalse((self.site / "kept").exists())
+        last = "echo last > /www/last"
+        self.rda.docker("run", "--rm", "-v", f"{self.site}:/www", "busybox", "sh", "-c", last)
+        self.eventually(lambda: (self.site / "last").exists(), "what was written last", SEEN_SECONDS * 5)
