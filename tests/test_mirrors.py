@@ -12,7 +12,7 @@ from twisted.internet.defer import succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from rda.errors import BadRequest, LinkDown, SyncFailed, SyncHalted
+from rda.errors import BadRequest, LinkDown, SyncHalted
 from rda.status import MirrorStatus, RemoteCopy
 from rda.sync.copies import Collected
 from rda.sync.mirror import Mirror, Settings
@@ -440,48 +440,6 @@ class SafetyTests(MirrorCase):
         self.mirrors.confirm(self.local)
         self.flush()
         self.assertEqual(set(contents(remote)), {b"e"})
-
-
-class TroubleTests(MirrorCase):
-    """What fails on the remote."""
-
-    def test_refused_path(self) -> None:
-        """A path that cannot be written fails the flush by name, the rest arrives, and it is tried again."""
-        write(self.path("bad"), b"1")
-        write(self.path("good"), b"1")
-
-        def refuse(name: str, path: bytes) -> None:
-            if name.startswith("rename") and path.endswith(b"/bad"):
-                raise PermissionError(13, "Permission denied")
-
-        self.host.prepare = lambda files: setattr(files, "refuse", refuse)
-        remote = self.place()
-        failure = self.failureResultOf(self.mirrors.flush(self.local), SyncFailed)
-        self.assertIn("bad: the remote user may not write", str(failure.value))
-        self.assertEqual(set(contents(remote)), {b"good"})
-        self.host.connections[0].refuse = lambda name, path: None
-        self.clock.pump([1.0] * 70)
-        self.assert_equal_trees(remote)
-        self.flush()
-        self.assertEqual(os.listdir(os.path.join(os.path.dirname(remote), "stage")).__len__(), 4)
-
-    def test_disk_full(self) -> None:
-        """A full disk publishes no half file, and is called by its name."""
-        write(self.path("f"), b"old")
-        remote = self.place()
-        self.flush()
-        files = self.host.connections[0]
-        files.free = 0
-
-        def refuse(name: str, path: bytes) -> None:
-            if name == "write_at":
-                raise OSError(28, "No space left on device")
-
-        files.refuse = refuse
-        write(self.path("f"), b"new" * 1000)
-        failure = self.failureResultOf(self.mirrors.flush(self.local), SyncFailed)
-        self.assertIn("disk is full", str(failure.value))
-        self.assertEqual(contents(remote)[b"f"][3], b"old")
 
 
 class HolderTests(MirrorCase):

@@ -299,7 +299,7 @@ class Mirror:
             self._last_change = time.time()
             self._latency = self._clock.seconds() - noticed
         if self._incomplete:
-            self._again_later(Scope(paths=frozenset(self._incomplete)))
+            self._again_later(WHOLE)  # the cause may be anywhere, rda's own directories on the remote included
         elif not self._owed:
             self._retry = RETRY_FIRST
             self._cancel("retry")

@@ -21,6 +21,12 @@ RESULTS_AT_ONCE = 500
 CONFLICTS_SHOWN = 100
 
 
+_NOT_ALLOWED = (
+    "the remote user may not write there: a container has probably given the directory to another user (chown) or "
+    "taken its rights away (chmod). Give it back on the remote host, or log in as the user that it belongs to"
+)
+
+
 @dataclass
 class Outcome:
     """What became of a plan.
@@ -49,7 +55,7 @@ class Record:
         self._put: list[tuple[bytes, Entry, bytes | None]] = []
         self._removed: list[bytes] = []
         self._undone: list[bytes] = []
-        self._full: str | None = None
+        self._space: str | None = None
 
     def done(self, path: bytes, entry: Entry, digest: bytes | None = None) -> None:
         """This is on the remote now."""
@@ -92,6 +98,15 @@ class Record:
         self.outcome.problems[path] = (await self._explain(error), True)
         self._progress.files_done += 1
 
+    def is_kept_by_failures(self, directory: bytes) -> bool:
+        """Whether a directory could not be removed because something of ours in it could not: then it is not gone."""
+        below = directory + b"/"
+        if not any(path.startswith(below) for path in self.outcome.problems):
+            return False
+        self.outcome.problems[directory] = ("holds what cannot be removed", True)
+        self._progress.files_done += 1
+        return True
+
     def moved_aside(self, path: bytes, copy: bytes) -> None:
         """What somebody else had put in the way is kept under another name."""
         if len(self.outcome.conflicts) < CONFLICTS_SHOWN:
@@ -113,16 +128,13 @@ class Record:
     async def _explain(self, error: OSError) -> str:
         """The reason for people; SFTP says no more than "Failure" of a full disk, so it is asked for its space."""
         if isinstance(error, PermissionError):
-            return (
-                "the remote user may not write there: a container has probably changed the owner or mode of the "
-                "directory"
-            )
-        if error.errno in (errno.EIO, errno.ENOSPC):
-            if self._full is None:
+            return _NOT_ALLOWED
+        if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+            if self._space is None:
                 free = await self._remote.files.space(self._remote.stage)
-                self._full = (
-                    f"the remote disk is full ({free} bytes free)" if free is not None and free < FULL_BELOW else ""
-                )
-            if self._full:
-                return self._full
+                if free is not None and free < FULL_BELOW:
+                    self._space = f"the remote disk is full ({free} bytes free)"
+                else:
+                    self._space = f"{error.strerror or error}; a quota of the remote user may be used up"
+            return self._space
         return error.strerror or str(error)

@@ -196,10 +196,10 @@ class RemoteTree:
             return None
 
     async def is_there(self) -> bool:
-        """Whether the tree still is what it has to be."""
-        found = await self._look(self.tree)
-        right = stat.S_ISREG if self.kind == Kind.FILE else stat.S_ISDIR
-        return found is not None and right(found.mode)
+        """Whether the tree and the stage still are what they have to be."""
+        looks = [Deferred.fromCoroutine(self._look(path)) for path in (self.tree, self.stage)]
+        kinds = [None if found is None else KINDS.get(stat.S_IFMT(found.mode)) for found in await gather(*looks)]
+        return kinds == [self.kind, Kind.DIRECTORY]
 
     async def _look(self, path: bytes) -> Attributes | None:
         try:

@@ -151,13 +151,16 @@ class Mount(LiveTestCase):
         second = self.host.docker("exec", "second", "cat", "/again/index.html").stdout
         self.assertEqual(second, b"both\n")
 
-    def test_started_at_once(self):
-        """A container that is started right after many files have changed finds all of them as they are."""
-        self.start_at_once(5)
 
-    def start_at_once(self, times: int) -> None:
+class StartedAtOnce(LiveTestCase):
+    """No container starts before its files are there."""
+
+    times = 5
+
+    def test_everything_is_there(self):
+        """A container that is started right after many files have changed finds all of them as they are."""
         tree = ChangingTree(self.directory(), files=2000, seed=1)
-        for number in range(times):
+        for number in range(self.times):
             if number:
                 tree.change()
             done = self.rda.docker("run", "--rm", "-v", f"{tree.root}:/tree", "busybox", "sh", "-c", LIST)
