@@ -141,6 +141,14 @@ class PublicKeyTests(SynchronousTestCase):
         cert = certificate(private(), private("rsa"))
         self.assertEqual(keys.fingerprint(cert), keys.fingerprint(blob(private())))
 
+    def test_rsa_bits(self) -> None:
+        """An RSA key is measured, in a certificate too; other kinds and rubbish are not RSA keys."""
+        rsa = private("rsa")
+        for key in (blob(rsa), certificate(rsa, private())):
+            self.assertEqual(keys.rsa_bits(key), rsa.key_size)
+        for other in (blob(private()), b"", b"\0\0\0\7ssh-rsa", b"\0\0\0\7ssh-rsa" + b"\0\0\0\1\3" * 3):
+            self.assertIn(keys.rsa_bits(other), (None, 2))
+
     def test_public_key_of_a_certificate(self) -> None:
         """The key to verify with is the one inside the certificate, for every type."""
         for kind in ("ed25519", "rsa", "ecdsa"):
@@ -171,6 +179,15 @@ class SignatureAlgorithmTests(SynchronousTestCase):
         ]
         for key, server, expected in table:
             self.assertEqual(keys.signature_algorithm(key, server), expected)
+
+    def test_accepted(self) -> None:
+        """Only what PubkeyAcceptedAlgorithms has is chosen; a key that it leaves out cannot be used."""
+        rsa, only_256 = blob(private("rsa")), frozenset((b"rsa-sha2-256",))
+        both = frozenset((b"rsa-sha2-256", b"rsa-sha2-512"))
+        self.assertEqual(keys.signature_algorithm(rsa, both, only_256)[0], b"rsa-sha2-256")
+        self.assertEqual(keys.signature_algorithm(rsa, None, only_256)[0], b"rsa-sha2-256")
+        error = self.assertRaises(keys.KeyUnreadable, keys.signature_algorithm, blob(private()), both, only_256)
+        self.assertIn("leaves out ssh-ed25519", str(error))
 
     def test_security_keys(self) -> None:
         """Security keys keep the odd spelling of their types."""

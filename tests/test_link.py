@@ -28,7 +28,7 @@ from rda.ssh.line import (
     Backoff,
 )
 from rda.ssh.link import Link
-from rda.ssh.ssh_config import Target
+from rda.ssh.target import Target
 from rda.status import LinkStatus
 from tests.ssh_keys import openssh_file, private, public_line
 from tests.ssh_server import USER, Remote, ServerConnection, ServerFactory, SlowTransport, host_key

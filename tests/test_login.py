@@ -7,6 +7,7 @@ import struct
 from base64 import b64encode
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 from twisted.conch.ssh.common import NS, getNS
 from twisted.conch.ssh.keys import Key
@@ -98,6 +99,23 @@ class HostKeysTests(SynchronousTestCase):
             self.assertIn(expected, self.refusal(self.keys(good, revoked_files=[str(listed)])))
         listed.write_bytes(public_line(OTHER))
         self.successResultOf(self.keys(good, revoked_files=[str(listed)]).verify(blob(KEY)))
+
+    def test_weak(self) -> None:
+        """An RSA key that is too short is refused, known and pinned though it is."""
+        weak = rsa.generate_private_key(65537, 1024)
+        line = b"[host.example]:2222 " + public_line(weak)
+        for options in ({}, {"pins": [fingerprint(blob(weak))]}):
+            self.assertIn("1024 bits", self.refusal(self.keys(line, **options), weak))
+        strong = b"[host.example]:2222 " + public_line(RSA)
+        self.successResultOf(self.keys(strong).verify(blob(RSA)))
+        self.assertIn("below 4096", self.refusal(self.keys(strong, rsa_bits=4096), RSA))
+
+    def test_allowed_algorithms(self) -> None:
+        """HostKeyAlgorithms limits what is asked for; an authority that nobody knows does not empty the list."""
+        self.assertEqual(self.keys(algorithms=[b"ssh-ed25519", b"x"]).algorithms, [b"ssh-ed25519"])
+        self.assertEqual(self.keys(algorithms=[b"ssh-ed25519"], pins=["SHA256:x"]).algorithms, [b"ssh-ed25519"])
+        certificates = [b"ssh-ed25519-cert-v01@openssh.com"]
+        self.assertEqual(self.keys(algorithms=certificates).algorithms, certificates)
 
     def test_pins(self) -> None:
         """With pins only they count: neither known_hosts nor acceptance of new keys does."""
@@ -404,10 +422,11 @@ class LoginCase(IdentityCase):
         self.store = KeyStore(self.ask)
 
     def login(
-        self, *identities: str, allowed=(), user: str = USER.decode(), only: bool = False, **server
+        self, *identities: str, allowed=(), user: str = USER.decode(), only: bool = False, accepted=None, **server
     ) -> SshInMemory:
         self.remote.user_keys.extend(Key(key).public() for key in allowed)
-        keys = LoginKeys(identities, identities_only=only, agent_path="/agent" if self.agent else "")
+        agent_path = "/agent" if self.agent else ""
+        keys = LoginKeys(identities, identities_only=only, agent_path=agent_path, accepted=accepted)
         self.authenticate = Login(self.remote.clock, user, "host (port 22)", keys, self.store)
         if self.agent is not None:
             agent = self.agent
@@ -450,6 +469,14 @@ class LoginTests(LoginCase):
         link = self.login(allowed=[RSA])
         self.successResultOf(link.client.ready)
         self.assertIn(self.agent.asked[-1][1], (b"rsa-sha2-512", b"rsa-sha2-256"))
+
+    def test_accepted_algorithms(self) -> None:
+        """A key of a kind that PubkeyAcceptedAlgorithms leaves out is not offered, and the message says so."""
+        path = self.write("id", openssh_file(KEY))
+        message = self.refusal(self.login(path, allowed=[KEY], accepted=frozenset((b"rsa-sha2-512",))))
+        self.assertIn("PubkeyAcceptedAlgorithms leaves out ssh-ed25519", message)
+        link = self.login(path, allowed=[KEY], accepted=frozenset((b"ssh-ed25519",)))
+        self.successResultOf(link.client.ready)
 
     def test_file_after_a_reluctant_agent(self) -> None:
         """When the agent will not sign, the same key's file does."""

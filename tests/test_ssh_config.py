@@ -6,16 +6,25 @@ import os
 import shutil
 from pathlib import Path
 
+from twisted.internet.address import IPv6Address
 from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.error import ProcessDone, ProcessTerminated
+from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from rda.config import Remote
 from rda.errors import ConfigError
-from rda.ssh.ssh_config import Named, Surroundings, Target, make_target, parse_target, resolve
+from rda.ssh import ssh_config
+from rda.ssh.address_family import in_family
+from rda.ssh.allowed import SIGNATURE_ALGORITHMS, Allowed
+from rda.ssh.connect import transport_options
+from rda.ssh.options import REKEY_BYTES
+from rda.ssh.ssh_config import resolve
 from rda.ssh.ssh_config_file import read_settings
+from rda.ssh.target import Named, Surroundings, Target, make_target, parse_target
 
 HOME = "/home/me"
 SURROUNDINGS = Surroundings(HOME, "me", {"PATH": os.environ.get("PATH", ""), "SSH_AUTH_SOCK": "/run/agent"}, "laptop")
@@ -139,6 +148,70 @@ class MakeTargetTests(SynchronousTestCase):
         for value, accept in (("accept-new", True), ("no", False), ("off", False), ("ask", False), ("false", False)):
             self.assertEqual(target({"stricthostkeychecking": value}).accept_new, accept)
 
+    def test_where_from(self) -> None:
+        """AddressFamily and BindAddress are kept; a family that there is not is refused."""
+        made = target({"addressfamily": "INET6", "bindaddress": "::1"})
+        self.assertEqual((made.address_family, made.bind_address), ("inet6", "::1"))
+        self.assertEqual(target().address_family, "any")
+        self.assertRaises(ConfigError, target, {"addressfamily": "ipx"})
+
+    def test_rekey_limit(self) -> None:
+        """RekeyLimit is a size and a time; default, none and zero leave it to rda."""
+        for value, expected in (
+            ("64M", (64 << 20, 0.0)),
+            ("1G 1h", (1 << 30, 3600.0)),
+            ("default none", (0, 0.0)),
+            ("0 0", (0, 0.0)),
+            ("1000 90", (1000, 90.0)),
+        ):
+            made = target({"rekeylimit": value})
+            self.assertEqual((made.rekey_bytes, made.rekey_seconds), expected)
+        options = transport_options(target({"rekeylimit": "64M 60"}), 5.0)
+        self.assertEqual((options.rekey_bytes, options.rekey_seconds, options.handshake_seconds), (64 << 20, 60.0, 5.0))
+        self.assertEqual(transport_options(target({"rekeylimit": "999G 4w"}), 5.0).rekey_bytes, REKEY_BYTES)
+        self.assertRaises(ConfigError, target, {"rekeylimit": "much"})
+
+    def test_refused(self) -> None:
+        """What somebody relies on and rda would ignore is refused, all of it in one message."""
+        settings = {
+            "knownhostscommand": "/usr/bin/keys %H",
+            "proxyusefdpass": "yes",
+            "proxycommand": "nc %h %p",
+            "bindinterface": "tun0",
+            "pubkeyauthentication": "no",
+        }
+        message = str(self.assertRaises(ConfigError, target, settings))
+        for keyword in ("KnownHostsCommand", "ProxyUseFdpass", "BindInterface", "PubkeyAuthentication"):
+            self.assertIn(keyword, message)
+        pin = "SHA256:" + "A" * 43
+        self.assertEqual(target({"knownhostscommand": "/usr/bin/keys"}, host_keys=(pin,)).host, "host")
+        self.assertEqual(target({"proxyusefdpass": "yes", "knownhostscommand": "none"}).host, "host")
+
+    def test_algorithms(self) -> None:
+        """Fewer algorithms than rda has can be asked for; rda keeps to its own order."""
+        made = target(
+            {
+                "ciphers": "aes128-ctr,aes256-gcm@openssh.com,3des-cbc",
+                "macs": "-hmac-sha2-256*",
+                "kexalgorithms": "^curve25519-sha256",
+                "hostkeyalgorithms": "ssh-ed25519*",
+                "pubkeyacceptedalgorithms": "+ssh-rsa",
+            }
+        ).allowed
+        self.assertEqual(made.ciphers, (b"aes256-gcm@openssh.com", b"aes128-ctr"))
+        self.assertEqual(made.macs, (b"hmac-sha2-512-etm@openssh.com", b"hmac-sha2-512"))
+        self.assertEqual(made.exchanges, Allowed().exchanges)
+        self.assertEqual(made.host_keys, (b"ssh-ed25519-cert-v01@openssh.com", b"ssh-ed25519"))
+        self.assertEqual(made.signatures, frozenset(SIGNATURE_ALGORITHMS))
+        options = transport_options(target({"ciphers": "aes128-ctr", "kexalgorithms": "curve25519-sha256"}), 5.0)
+        self.assertEqual((options.ciphers, options.exchanges), ((b"aes128-ctr",), (b"curve25519-sha256",)))
+
+    def test_no_algorithm_left(self) -> None:
+        """A list of nothing that rda has is refused, with what it has."""
+        for keyword in ("Ciphers", "MACs", "KexAlgorithms", "HostKeyAlgorithms", "PubkeyAcceptedAlgorithms"):
+            error = self.assertRaises(ConfigError, target, {keyword: "ssh-dss,3des-cbc"})
+            self.assertIn(f"{keyword} 'ssh-dss,3des-cbc' leaves none", str(error))
+
     def test_proxy_command(self) -> None:
         """ProxyCommand's tokens are replaced; none means none."""
         made = target({"proxycommand": "nc -X %h:%p as %r %%", "hostname": "10.0.0.1", "port": "2200"})
@@ -149,6 +222,26 @@ class MakeTargetTests(SynchronousTestCase):
         """A HostName of ssh_config is as suspicious as one of the command line."""
         self.assertRaises(ConfigError, target, {"hostname": "$(reboot)"})
         self.assertRaises(ConfigError, target, {"user": "-x"})
+
+
+class FamilyTests(SynchronousTestCase):
+    def test_one_family(self) -> None:
+        """A name is resolved to addresses of the family that is wanted, and to nothing else."""
+        asked: list[object] = []
+
+        class Resolver:
+            def resolveHostName(self, receiver, name, port, types, semantics):
+                asked.append((name, port, types, semantics))
+
+        class Reactor(Clock):
+            nameResolver = Resolver()
+
+        reactor = Reactor()
+        self.assertIs(in_family(reactor, "any"), reactor)
+        limited = in_family(reactor, "inet6")
+        HostnameEndpoint(limited, "host.example", 22, timeout=5).connect(Factory())
+        self.assertEqual(asked, [("host.example", 22, (IPv6Address,), "TCP")])
+        self.assertIs(in_family(reactor, "inet").callLater.__self__, reactor)
 
 
 class ReadSettingsTests(SynchronousTestCase):
@@ -240,6 +333,9 @@ class FakeProcesses(Clock):
 
 
 class ResolveTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.patch(ssh_config, "_defaults", {})
+
     def resolve(self, answers: dict[str, str], remote: Remote) -> tuple[Deferred[Target], FakeProcesses]:
         processes = FakeProcesses(answers)
         resolving = resolve(processes, remote, SURROUNDINGS, lambda: "/usr/bin/ssh")
@@ -258,6 +354,16 @@ class ResolveTests(SynchronousTestCase):
         self.assertEqual((made.label, made.compression), ("you@10.0.0.1:22", True))
         self.assertEqual(made.identities, (f"{HOME}/.ssh/a", f"{HOME}/.ssh/b"))
         self.assertEqual(processes.getDelayedCalls(), [])
+
+    def test_what_ssh_has_by_default(self) -> None:
+        """Algorithms that ssh prints for want of any configuration limit nothing: its list may be older than ours."""
+        answer = "hostname h\nciphers 3des-cbc,aes128-ctr\nkexalgorithms curve25519-sha256\n"
+        usual = "ciphers aes128-ctr,aes192-ctr\nkexalgorithms curve25519-sha256\n"
+        for _ in range(2):
+            resolving, processes = self.resolve({"box": answer, "localhost": usual}, Remote("box"))
+            allowed = self.successResultOf(resolving).allowed
+            self.assertEqual((allowed.ciphers, allowed.exchanges), ((b"aes128-ctr",), Allowed().exchanges))
+        self.assertEqual(len(processes.started), 1)  # ssh's own list is asked for once
 
     def test_ssh_refuses(self) -> None:
         """What ssh says of a broken configuration reaches the user."""
@@ -309,10 +415,16 @@ class ResolveTests(SynchronousTestCase):
         config.write_text(
             "Host box\n HostName %h.example\n User u\n IdentityFile ~/.ssh/one\n ProxyCommand nc %h %p\n"
             "Host *\n Port 2200\n IdentitiesOnly yes\n ServerAliveInterval 7\n UserKnownHostsFile /kh1 /kh2\n"
-            " ConnectTimeout 9\n HostKeyAlias alias\n IdentityAgent none\n"
+            " ConnectTimeout 9\n HostKeyAlias alias\n IdentityAgent none\n RekeyLimit 64M 1h\n AddressFamily inet6\n"
+            " Ciphers aes256-gcm@openssh.com,aes128-ctr\n MACs -hmac-sha1*,umac*\n RequiredRSASize 3072\n"
+            " PubkeyAcceptedAlgorithms ssh-ed25519*\n BindAddress ::1\n"
         )
         printed = subprocess.run([program, "-G", "-F", config, "--", "box"], check=True, capture_output=True, text=True)
-        by_ssh, _ = self.resolve({"box": printed.stdout}, Remote("box", ssh_config=str(config)))
+        usual = subprocess.run(
+            [program, "-G", "-F", "/dev/null", "--", "localhost"], check=True, capture_output=True, text=True
+        )
+        answers = {"box": printed.stdout, "localhost": usual.stdout}
+        by_ssh, _ = self.resolve(answers, Remote("box", ssh_config=str(config)))
         by_us = resolve(Clock(), Remote("box", ssh_config=str(config)), SURROUNDINGS, lambda: None)
         self.assertEqual(self.successResultOf(by_us), self.successResultOf(by_ssh))
 

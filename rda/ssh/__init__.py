@@ -8,7 +8,7 @@ From the top to the bottom::
     sessions         commands and subsystems within the server's MaxSessions
     line             one SSH connection that always comes back: retries, keepalive, whoever waits for it
     connect          opening one connection: TCP, jump hosts, a proxy command (proxy_command)
-    ssh_config       what --remote means: by ssh -G, or without it by ssh_config_file
+    ssh_config       what --remote means: by ssh -G, or without it by ssh_config_file; the result is a target
     login            who we are: user authentication; identities and agent have the keys, askpass the passphrases
     host_keys        who they are: host keys, by known_hosts and pins
     transport        the encrypted connection, with exchange, kex, ciphers and packets

@@ -18,16 +18,17 @@ from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
 from rda.errors import LinkDown, RdaError
+from rda.ssh.address_family import in_family
 from rda.ssh.channels import direct_tcp
 from rda.ssh.host_keys import HostKeys
 from rda.ssh.identities import KeyStore
 from rda.ssh.known_hosts import HostName
 from rda.ssh.line import WatchedTransport
 from rda.ssh.login import Login, LoginKeys
+from rda.ssh.options import HANDSHAKE_SECONDS, REKEY_BYTES, REKEY_SECONDS, Options
 from rda.ssh.proxy_command import ProxyCommandEndpoint
 from rda.ssh.sessions import SessionConnection
-from rda.ssh.ssh_config import Target
-from rda.ssh.transport import Options
+from rda.ssh.target import Target
 
 __all__ = ["Connector"]
 
@@ -112,13 +113,18 @@ class Connector:
         if self.direct is not None:
             return self.direct(target)
         # Tries the addresses of both families in parallel (RFC 8305).
-        return HostnameEndpoint(self.reactor, target.host, target.port, timeout=target.connect_timeout)
+        return HostnameEndpoint(
+            in_family(self.reactor, target.address_family),
+            target.host,
+            target.port,
+            timeout=target.connect_timeout,
+            bindAddress=(target.bind_address, 0) if target.bind_address else None,
+        )
 
     async def _over(self, endpoint: IStreamClientEndpoint, target: Target, pins: tuple[str, ...]) -> WatchedTransport:
         login = self._login(target)
-        options = Options(compression=target.compression)
-        if self.store.ask is not None:
-            options = Options(compression=target.compression, handshake_seconds=LOGIN_WITH_PERSON)
+        seconds = HANDSHAKE_SECONDS if self.store.ask is None else LOGIN_WITH_PERSON
+        options = transport_options(target, seconds)
         transport = WatchedTransport(self._host_keys(target, pins), login, self.reactor, options, SessionConnection())
         connecting = endpoint.connect(_quiet(transport))
 
@@ -145,7 +151,13 @@ class Connector:
         return transport
 
     def _login(self, target: Target) -> Login:
-        keys = LoginKeys(target.identities, target.certificates, target.identities_only, target.agent_path)
+        keys = LoginKeys(
+            target.identities,
+            target.certificates,
+            target.identities_only,
+            target.agent_path,
+            target.allowed.signatures,
+        )
         return Login(self.reactor, target.user, f"{target.host} (port {target.port})", keys, self.store)
 
     def _host_keys(self, target: Target, pins: tuple[str, ...]) -> HostKeys:
@@ -157,8 +169,24 @@ class Connector:
             pins=pins,
             accept_new=target.accept_new,
             revoked_files=target.revoked_host_keys,
+            algorithms=target.allowed.host_keys,
+            rsa_bits=target.rsa_bits,
             scannable=target.via is None and not target.proxy_command,
         )
+
+
+def transport_options(target: Target, handshake_seconds: float) -> Options:
+    """How the transport to a target is run."""
+    allowed = target.allowed
+    return Options(
+        compression=target.compression,
+        rekey_bytes=min(target.rekey_bytes or REKEY_BYTES, REKEY_BYTES),
+        rekey_seconds=min(target.rekey_seconds or REKEY_SECONDS, REKEY_SECONDS),
+        handshake_seconds=handshake_seconds,
+        ciphers=allowed.ciphers,
+        macs=allowed.macs,
+        exchanges=allowed.exchanges,
+    )
 
 
 def _quiet(transport: WatchedTransport) -> Factory[WatchedTransport]:

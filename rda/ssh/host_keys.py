@@ -15,10 +15,14 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 
 from rda.errors import HostKeyRefused, RdaError
-from rda.ssh.keys import KeyUnreadable, fingerprint, key_type, plain_blob
+from rda.ssh.keys import KeyUnreadable, fingerprint, key_type, plain_blob, rsa_bits
 from rda.ssh.known_hosts import HOST_KEY_ALGORITHMS, HostName, KnownHosts, Trust, Verdict, hashed_name
 
 __all__ = ["HostKeys"]
+
+#: The shortest RSA host key that is taken, in bits: NIST SP 800-131A has allowed none below since 2014. RequiredRSASize
+#: may ask for more.
+MIN_RSA_BITS = 2048
 
 #: Largest known_hosts file that is read, bytes. A site-wide one with 100,000 hosts has about 40 MB.
 MAX_KNOWN_HOSTS = 64 * 1024 * 1024
@@ -33,6 +37,8 @@ class HostKeys:
     :param accept_new: trust and remember the key of a host that no file knows.
     :param revoked_files: ssh_config's RevokedHostKeys: public keys, one per line.
     :param wall_clock: seconds since the epoch, for the validity of certificates.
+    :param algorithms: host key algorithms that may be used, None for all.
+    :param rsa_bits: the shortest RSA key that is taken.
     :param scannable: whether ssh-keyscan can reach the host from here (it cannot through a jump host).
     """
 
@@ -46,6 +52,8 @@ class HostKeys:
         pins: Sequence[str] = (),
         accept_new: bool = False,
         revoked_files: Sequence[str] = (),
+        algorithms: Sequence[bytes] | None = None,
+        rsa_bits: int = MIN_RSA_BITS,
         scannable: bool = True,
     ) -> None:
         self._host = host
@@ -54,14 +62,18 @@ class HostKeys:
         self._pins = tuple(pin.rstrip("=") for pin in pins)
         self._accept_new = accept_new
         self._revoked_files = tuple(revoked_files)
+        self._allowed = None if algorithms is None else tuple(algorithms)
+        self._rsa_bits = max(rsa_bits, MIN_RSA_BITS)
         self._scannable = scannable and not host.alias
 
     @property
     def algorithms(self) -> list[bytes]:
         """The host key algorithms to offer, those that can be verified first (read anew for each connection)."""
-        if self._pins:
-            return list(HOST_KEY_ALGORITHMS)
-        return list(self._known().algorithms(self._host))
+        wanted = list(HOST_KEY_ALGORITHMS) if self._pins else list(self._known().algorithms(self._host))
+        if self._allowed is None:
+            return wanted
+        # None of both: certificates alone are allowed, and no authority is known. The server's own will say so.
+        return [name for name in wanted if name in self._allowed] or list(self._allowed)
 
     def verify(self, blob: bytes, fingerprint: object = None) -> Deferred[None]:
         """Judge the key that the server presents; that it owns it is for the key exchange to check.
@@ -78,6 +90,12 @@ class HostKeys:
 
     def _verify(self, blob: bytes) -> None:
         seen = _describe(blob)
+        bits = rsa_bits(blob)
+        if bits is not None and bits < self._rsa_bits:
+            raise HostKeyRefused(
+                f"{self._name} presented the host key {seen}, an RSA key of {bits} bits: those below {self._rsa_bits} "
+                "are too weak. Give the host another key: ssh-keygen -A makes those that are missing."
+            )
         known = self._known()
         verdict = known.judge(self._host, blob, self._now())
         if verdict.trust is Trust.REVOKED or self._is_revoked(blob):

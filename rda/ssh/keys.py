@@ -151,6 +151,17 @@ def fingerprint(blob: bytes) -> str:
     return "SHA256:" + b64encode(hashlib.sha256(blob).digest()).rstrip(b"=").decode("ascii")
 
 
+def rsa_bits(blob: bytes) -> int | None:
+    """How long an RSA key, or the one in a certificate, is in bits; None for other kinds and for what is no key."""
+    try:
+        plain = plain_blob(blob)
+        if key_type(plain) != b"ssh-rsa":
+            return None
+        return int(public_key(plain).size())
+    except KeyUnreadable:
+        return None
+
+
 def public_key(blob: bytes) -> conch_keys.Key:
     """The key to verify signatures with, for a plain public key blob or a certificate.
 
@@ -165,23 +176,30 @@ def public_key(blob: bytes) -> conch_keys.Key:
         raise KeyUnreadable(f"a {key_type(plain).decode('ascii')} key that cannot be used ({error})") from error
 
 
-def signature_algorithm(blob: bytes, server_algorithms: frozenset[bytes] | None) -> tuple[bytes, bytes]:
+def signature_algorithm(
+    blob: bytes, server_algorithms: frozenset[bytes] | None, accepted: frozenset[bytes] | None = None
+) -> tuple[bytes, bytes]:
     """Choose how to sign with a key: RSA keys can sign in several ways (RFC 8332, section 3.2).
 
     :param server_algorithms: what the server said in ``server-sig-algs`` (RFC 8308, section 3.1), None if nothing.
+    :param accepted: public key algorithms that may be used, None for all (ssh_config's PubkeyAcceptedAlgorithms).
     :returns: the public key algorithm's name for the request and the name of the signature, e.g.
         ``(b"rsa-sha2-512-cert-v01@openssh.com", b"rsa-sha2-512")``. SHA-1 is never chosen.
+    :raises KeyUnreadable: none may be used.
     """
     kind = key_type(blob)
     suffix = CERTIFICATE_SUFFIX if kind.endswith(CERTIFICATE_SUFFIX) else b""
     plain = kind.removesuffix(CERTIFICATE_SUFFIX) if suffix else kind
-    if plain != b"ssh-rsa":
+    if plain == b"ssh-rsa":
+        choices = [(signature + suffix, signature) for signature in (b"rsa-sha2-512", b"rsa-sha2-256")]
+    else:
         # The names of security keys' types end in @openssh.com, their certificates' names do not double it.
-        return kind, _plain_of_certificate_type(kind) if suffix else kind
-    signature = b"rsa-sha2-512"
-    if server_algorithms is not None and signature not in server_algorithms and b"rsa-sha2-256" in server_algorithms:
-        signature = b"rsa-sha2-256"
-    return signature + suffix, signature
+        choices = [(kind, _plain_of_certificate_type(kind) if suffix else kind)]
+    allowed = [choice for choice in choices if accepted is None or choice[0] in accepted]
+    if not allowed:
+        raise KeyUnreadable(f"PubkeyAcceptedAlgorithms leaves out {choices[0][0].decode('ascii')}")
+    taken = [choice for choice in allowed if server_algorithms is None or choice[1] in server_algorithms]
+    return (taken or allowed)[0]
 
 
 def _plain_of_certificate_type(kind: bytes) -> bytes:

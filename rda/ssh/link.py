@@ -38,7 +38,8 @@ from rda.ssh.line import WAIT_FOR_LINK, Backoff, Line, Opened
 from rda.ssh.network_watch import NetworkWatch
 from rda.ssh.sessions import SessionPool
 from rda.ssh.sftp import SFTPFiles
-from rda.ssh.ssh_config import Surroundings, Target, resolve
+from rda.ssh.ssh_config import resolve
+from rda.ssh.target import Surroundings, Target
 from rda.status import LinkStatus
 
 __all__ = ["Link"]

@@ -51,12 +51,14 @@ class LoginKeys:
     """Which keys to log in with, as ssh_config says.
 
     :ivar agent_path: the agent's socket, "" for none.
+    :ivar accepted: public key algorithms that may be used, None for all.
     """
 
     identities: tuple[str, ...] = ()
     certificates: tuple[str, ...] = ()
     identities_only: bool = False
     agent_path: str = ""
+    accepted: frozenset[bytes] | None = None
 
 
 class Login:
@@ -105,7 +107,9 @@ class Login:
         agent, held, note = await self._open_agent()
         try:
             candidates = order_candidates(identities, self._store, agent, held, self._keys.identities_only)
-            attempt = _Attempt(service, self._user, self._where, candidates, _notes(identities, note))
+            attempt = _Attempt(
+                service, self._user, self._where, candidates, _notes(identities, note), self._keys.accepted
+            )
             await attempt.run()
         finally:
             if agent is not None:
@@ -254,13 +258,20 @@ class _Attempt:
     """One login: offers each candidate until the server is content or nothing is left."""
 
     def __init__(
-        self, service: UserAuth, user: str, where: str, candidates: Sequence[Candidate], notes: list[str]
+        self,
+        service: UserAuth,
+        user: str,
+        where: str,
+        candidates: Sequence[Candidate],
+        notes: list[str],
+        accepted: frozenset[bytes] | None,
     ) -> None:
         self._service = service
         self._user = user
         self._where = where
         self._candidates = candidates[:MAX_OFFERS]
         self._notes = notes
+        self._accepted_algorithms = accepted
         self._refused: dict[bytes, str] = {}
         self._accepted: list[str] = []
         self._methods: tuple[bytes, ...] = ()
@@ -300,7 +311,8 @@ class _Attempt:
             blob = await candidate.public()
             if blob in self._refused:
                 return False
-            algorithm, signature = signature_algorithm(blob, _server_algorithms(self._service.transport))
+            server = _server_algorithms(self._service.transport)
+            algorithm, signature = signature_algorithm(blob, server, self._accepted_algorithms)
             key = NS(algorithm) + NS(blob)
             answer = await self._service.ask(b"publickey", b"\x00" + key)
             if isinstance(answer, _Success):

@@ -28,7 +28,7 @@ MAX_DEPTH = 16
 _VERBATIM = frozenset(("proxycommand", "localcommand", "remotecommand", "knownhostscommand"))
 
 #: Keywords of several values on one line, which stay together.
-_SEVERAL = frozenset(("userknownhostsfile", "globalknownhostsfile"))
+_SEVERAL = frozenset(("userknownhostsfile", "globalknownhostsfile", "revokedhostkeys", "rekeylimit"))
 
 
 class _Reader:
