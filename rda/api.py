@@ -87,6 +87,10 @@ class DaemonAPI:
         pools = ((network or {}).get("IPAM") or {}).get("Config") or []
         return next((str(one["Gateway"]) for one in pools if "." in str(one.get("Gateway") or "")), "")
 
+    async def info(self) -> dict[str, Any]:
+        """Return what the daemon tells of itself and its host."""
+        return cast("dict[str, Any]", await self._get("/info", {}))
+
     async def list_containers(self, labels: Sequence[str]) -> list[dict[str, Any]]:
         """Return all containers, running or not, that carry every one of these labels (``name`` or ``name=value``)."""
         filters = json.dumps({"label": list(labels)})

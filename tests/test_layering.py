@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent / "rda"
 #: From the top to the bottom. A module may import from its own layer's package and from the layers below it.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("tap", "command"),
-    ("agent",),
+    ("agent", "doctor"),
     ("containers",),
     ("reconciler",),
     ("api", "forwards", "exposed", "splice", "udp", "sync", "proxy", "ssh", "pages"),

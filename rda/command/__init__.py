@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rda.command import collect, completion, control, lists, logs, plugin, status, version
+from rda.command import collect, completion, control, doctor, lists, logs, plugin, status, version
 from rda.command.base import Command, CommandError, Exit
 from rda.command.terminal import Terminal
 
@@ -31,6 +31,7 @@ COMMANDS: tuple[Command, ...] = (
     control.CONFIRM,
     collect.COMMAND,
     logs.COMMAND,
+    doctor.COMMAND,
     completion.COMMAND,
     plugin.COMMAND,
     version.COMMAND,

@@ -36,7 +36,7 @@ from rda.ssh.docker_socket import DockerAddress, DockerSocket, parse_docker
 from rda.ssh.identities import AskPassphrase, KeyStore
 from rda.ssh.line import WAIT_FOR_LINK, Backoff, Line, Opened
 from rda.ssh.network_watch import NetworkWatch
-from rda.ssh.sessions import SessionPool
+from rda.ssh.sessions import MAX_SESSIONS, SessionConnection, SessionPool
 from rda.ssh.sftp import SFTPFiles
 from rda.ssh.ssh_config import resolve
 from rda.ssh.target import Surroundings, Target
@@ -256,6 +256,14 @@ class Link(Service):
         return Opened(transport, target.label, target.alive_interval, target.alive_count)
 
     # -- telling
+
+    @property
+    def session_limit(self) -> int:
+        """Session channels on one connection that the server allows, as far as it has shown by refusing more."""
+        connections = [one.transport.connection for one in self._lines if one.transport is not None]
+        return min(
+            (one.session_limit for one in connections if isinstance(one, SessionConnection)), default=MAX_SESSIONS
+        )
 
     def add_observer(self, observer: Callable[[LinkStatus], None]) -> None:
         """Have ``observer`` called with the status whenever the main line's state changes."""
