@@ -64,6 +64,9 @@ def listener(reactor: Any) -> Listen:
             with socket.socket(family, socket.SOCK_STREAM) as opened:
                 opened.setblocking(False)
                 opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                # What is accepted inherits these. A connection may be idle for days, with its peer long gone: probe it.
+                opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if family == socket.AF_INET6:
                     opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 opened.bind((address, port))
@@ -163,14 +166,10 @@ class _Forward:
 
     def _join(self, connection: Splice, remote: int) -> None:
         """Connect to the remote port; without a link nobody waits for one, as nobody waits for a cut cable."""
-        linked: Deferred[None] = self._host.when_connected()
-        if not linked.called:
-            linked.addErrback(lambda _: None)
-            linked.cancel()
+        if self._host.connected:
+            connection.join(self._host.tcp("127.0.0.1", remote), self._starting_until)
+        else:
             connection.abort()
-            return
-        linked.addErrback(lambda _: None)  # the connect below fails with the same reason
-        connection.join(self._host.tcp("127.0.0.1", remote), self._starting_until)
 
     def _over(self, connection: Splice) -> None:
         self._connections.discard(connection)

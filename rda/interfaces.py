@@ -83,6 +83,8 @@ class IRemoteHost(Interface):
     def files() -> Deferred[IRemoteFiles]:
         """The remote host's file system, over a shared SFTP channel; fails as ``connect`` does."""
 
+    connected = Attribute("Whether the link is up at the moment.")
+
     def when_connected() -> Deferred[None]:
         """Fire when the link is up (at once if it is); fail if it can only come back by a person's action."""
 

@@ -1,7 +1,8 @@
 """One accepted connection joined to one channel: bytes both ways, each direction ending on its own.
 
 Flow control is each transport's registered producer: while one side's buffer is full, the other side is not read.
-Nothing is read from the accepted connection before there is somewhere to send it to.
+Before there is somewhere to send it to, what comes first from the accepted connection (:data:`MAX_EARLY`) is kept, and
+nothing more is read: a small request leaves as soon as there is a way, and a client that hangs up is noticed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
     IReactorTime,
     IStreamClientEndpoint,
-    ITCPTransport,
 )
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
@@ -25,6 +25,7 @@ from zope.interface import implementer
 
 from rda.errors import ChannelRefused, RdaError
 from rda.flow import Flow
+from rda.sockets import send_now
 
 __all__ = ["LINGER_SECONDS", "Splice"]
 
@@ -37,6 +38,10 @@ SETTLE_SECONDS = 0.03
 
 #: Seconds between two attempts to find the program listening.
 AGAIN_SECONDS = 0.05
+
+
+#: Bytes of an accepted connection after which no more is read while it has nowhere to go; one read may go beyond.
+MAX_EARLY = 4096
 
 
 @implementer(IHalfCloseableProtocol)
@@ -102,7 +107,7 @@ class _Far(Protocol):
 
 @implementer(IHalfCloseableProtocol)
 class Splice(Protocol):
-    """The accepted end. Held, unread, until :meth:`join` says where it leads.
+    """The accepted end. Held until :meth:`join` says where it leads.
 
     :param made: called with this once the connection is there.
     :param ended: called with this once, when the connection is over.
@@ -119,6 +124,7 @@ class Splice(Protocol):
         self._ended = ended
         self._far: Any = None
         self._connecting: Deferred[Any] | None = None
+        self._early = b""
         self._near_half_closed = self._far_half_closed = False
         self._near_over = self._far_over = False
         self._cut: IDelayedCall | None = None
@@ -190,23 +196,26 @@ class Splice(Protocol):
     # The accepted side.
 
     def connectionMade(self) -> None:
-        """Read nothing yet. An accepted connection may be idle for days, with its peer long gone: probe it."""
-        transport: Any = self.transport
-        transport.pauseProducing()
-        if ITCPTransport.providedBy(transport):
-            transport.setTcpNoDelay(True)
-            transport.setTcpKeepAlive(True)
+        """Somebody has connected."""
         self._made(self)
 
     def dataReceived(self, data: bytes) -> None:
         """Pass on what the client sent."""
         self.bytes_in += len(data)
-        self._far.write(data)
+        if self._far is not None:
+            self._far.write(data)
+            return
+        self._early += data
+        if len(self._early) >= MAX_EARLY:
+            transport: Any = self.transport
+            transport.pauseProducing()
 
     def readConnectionLost(self) -> None:
         """The client has sent all: end the channel's input behind it."""
         self._near_half_closed = True
-        if self._far is None or self._far_over:
+        if self._far is None:
+            return  # it is told when there is somebody to tell
+        if self._far_over:
             self._lose_near()
             return
         self._far.unregisterProducer()
@@ -239,15 +248,21 @@ class Splice(Protocol):
             far.abortConnection()
             return
         near.registerProducer(Flow(far), True)
-        far.registerProducer(Flow(near), True)
-        near.resumeProducing()
+        if len(self._early) >= MAX_EARLY:
+            near.resumeProducing()
+        far.registerProducer(Flow(near), True)  # last: the channel may have no room, and pause the client again
+        early, self._early = self._early, b""
+        if early:
+            far.write(early)
+        if self._near_half_closed:
+            far.unregisterProducer()
+            far.loseWriteConnection()
 
     def far_data(self, data: bytes) -> None:
         """Pass on what the container sent."""
         if not self._near_over:
             self.bytes_out += len(data)
-            assert self.transport is not None
-            self.transport.write(data)
+            send_now(self.transport, data)
 
     def far_ended(self) -> None:
         """The container has sent all: end the client's input behind it."""

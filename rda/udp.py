@@ -397,12 +397,7 @@ class UDPForward:
         if self.remote is None or self._connecting is not None or self._relay is not None:
             return
         now = self._clock.seconds()
-        linked: Deferred[None] = self._host.when_connected()
-        up = linked.called
-        linked.addErrback(lambda _: None)
-        if not up:
-            linked.cancel()
-        if self.problem or not up or (self._tried is not None and now - self._tried < RETRY_SECONDS):
+        if self.problem or not self._host.connected or (self._tried is not None and now - self._tried < RETRY_SECONDS):
             self._drop_queue()
             return
         self._tried = now

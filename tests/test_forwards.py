@@ -7,7 +7,7 @@ import socket
 from typing import Any
 
 from twisted.internet.address import IPv4Address
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError, ConnectionDone
 from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
@@ -19,8 +19,8 @@ from rda.docker.ports import Listener, Published
 from rda.errors import ChannelRefused, LinkDown, PortUnavailable
 from rda.forwards import STARTING_SECONDS, Forwards, listener
 from rda.interfaces import IRemoteHost
-from rda.splice import AGAIN_SECONDS, LINGER_SECONDS, SETTLE_SECONDS
-from tests.memory_network import HIGH_WATER, MemoryEndpoint, Network, Peer
+from rda.splice import AGAIN_SECONDS, LINGER_SECONDS, MAX_EARLY, SETTLE_SECONDS
+from tests.memory_network import HIGH_WATER, MemoryEndpoint, MemoryTransport, Network, Peer
 
 WEB = Published(80, "tcp", "", 8080, 8080)
 
@@ -82,12 +82,20 @@ class FakeHost:
         self.up = True
         self.asked: list[tuple[str, int]] = []
 
-    def when_connected(self) -> Deferred[None]:
-        return succeed(None) if self.up else Deferred()
+    @property
+    def connected(self) -> bool:
+        return self.up
 
     def tcp(self, host: str, port: int) -> MemoryEndpoint:
         self.asked.append((host, port))
         return self.endpoint
+
+
+def _no_room(transport: MemoryTransport, producer: Any, streaming: bool) -> None:
+    """What a transport's registerProducer does while it is full."""
+    transport.producer = producer
+    transport._producer_paused = True
+    producer.pauseProducing()
 
 
 class ForwardsCase(SynchronousTestCase):
@@ -631,16 +639,49 @@ class ConnectionTests(ForwardsCase):
         self.assertEqual(self.forwards.status()[0].connections, 0)
 
     def test_data_before_the_channel(self) -> None:
-        """Nothing is read before there is somewhere to send it to."""
+        """Before there is somewhere to send it to, what comes first is kept, and no more is read."""
         self.up(WEB)
         self.host.endpoint.waiting = []
         client = self.connect()
         client.send(b"early")
         self.network.pump()
-        self.assertEqual(client.transport.buffered, 5)
+        client.send(b"x" * MAX_EARLY)
+        self.network.pump()
+        client.send(b"late")
+        self.network.pump()
+        self.assertEqual(client.transport.buffered, 4)
         self.host.endpoint.let_in()
         self.network.pump()
-        self.assertEqual(self.host.endpoint.peers[0].received, b"early")
+        self.assertEqual(self.host.endpoint.peers[0].received, b"early" + b"x" * MAX_EARLY + b"late")
+
+    def test_end_before_the_channel(self) -> None:
+        """A client that has sent all before the channel is open is answered."""
+        self.up(WEB)
+        self.host.endpoint.waiting = []
+        clients = [self.connect(), self.connect()]
+        clients[0].send(b"all")
+        for client in clients:
+            client.transport.loseWriteConnection()
+        self.network.pump()
+        self.host.endpoint.let_in()
+        self.network.pump()
+        self.assertEqual([peer.received for peer in self.host.endpoint.peers], [b"all", b""])
+        for client, peer in zip(clients, self.host.endpoint.peers, strict=True):
+            self.assertTrue(peer.ended)
+            peer.send(b"answer")
+            peer.transport.loseConnection()
+            self.network.pump()
+            self.assertEqual((client.received, client.closed_cleanly), (b"answer", True))
+        self.assertEqual(self.forwards.status()[0].connections, 0)
+
+    def test_full_channel(self) -> None:
+        """A channel that has no room when it is opened does not let the client be read."""
+        self.up(WEB)
+        self.patch(MemoryTransport, "registerProducer", _no_room)
+        client = self.connect()
+        client.send(b"x" * 10)
+        self.network.pump()
+        self.assertEqual((client.transport.buffered, self.forwards.status()[0].bytes_in), (10, 0))
 
     def test_stop_while_connecting(self) -> None:
         """Stopping gives up channels that are being opened."""

@@ -83,8 +83,9 @@ class FakeHost:
         self.endpoint = MemoryEndpoint(network)
         self.up = True
 
-    def when_connected(self) -> Deferred[None]:
-        return succeed(None) if self.up else Deferred()
+    @property
+    def connected(self) -> bool:
+        return self.up
 
     def command(self, command: bytes) -> MemoryEndpoint:
         assert command == COMMAND

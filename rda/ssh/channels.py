@@ -197,7 +197,7 @@ class Connection(conch.SSHConnection):
         self._check_leftovers()
         self._number(channel)
         head = _UINT32_X3.pack(channel.local_id, channel.localWindowSize, channel.localMaxPacket)
-        self.transport.sendPacket(conch.MSG_CHANNEL_OPEN, NS(channel.name) + head + extra)
+        self.transport.send_soon(conch.MSG_CHANNEL_OPEN, NS(channel.name) + head + extra)
 
     def _check_leftovers(self) -> None:
         """End the connection when the server forgets about its channels."""

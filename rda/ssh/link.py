@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.internet.defer import Deferred, DeferredList, fail, succeed
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
@@ -27,7 +27,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from rda.config import Remote
-from rda.errors import ConfigError, LoginFailed
+from rda.errors import ConfigError, LinkDown, LoginFailed
 from rda.interfaces import IRemoteFiles, IRemoteHost, IRemoteListener
 from rda.ssh.askpass import passphrase_asker
 from rda.ssh.channels import Connection, command, direct_tcp, streamlocal, subsystem
@@ -177,6 +177,11 @@ class Link(Service):
             Deferred.fromCoroutine(self._open_files()).addBoth(self._files_opened)
         return waiting
 
+    @property
+    def connected(self) -> bool:
+        """Whether the main line is up."""
+        return self._main.transport is not None
+
     def when_connected(self) -> Deferred[None]:
         """Fire when the main line is up; fail when only a person can bring it back."""
         return self._main.session(limit=None).addCallback(lambda _: None)
@@ -198,7 +203,27 @@ class Link(Service):
     def _on_main(
         self, make: Callable[[Connection], IStreamClientEndpoint], factory: IProtocolFactory
     ) -> Deferred[IProtocol]:
+        transport = self._main.transport
+        if transport is None:
+            return self._on_next(make, factory)
+        # The short way, without a coroutine: a published port may get thousands of connections in a second.
+        connecting = make(transport.connection).connect(factory)
+        return connecting.addErrback(self._not_opened, transport.connection, make, factory)
+
+    def _on_next(
+        self, make: Callable[[Connection], IStreamClientEndpoint], factory: IProtocolFactory
+    ) -> Deferred[IProtocol]:
         return Deferred.fromCoroutine(self._main.attempt(lambda connection: make(connection).connect(factory)))
+
+    def _not_opened(
+        self,
+        failure: Failure,
+        connection: Connection,
+        make: Callable[[Connection], IStreamClientEndpoint],
+        factory: IProtocolFactory,
+    ) -> Deferred[IProtocol]:
+        """Try once more on the next connection when this one was lost before the channel was open."""
+        return self._on_next(make, factory) if failure.check(LinkDown) and connection.closed else fail(failure)
 
     # -- life
 

@@ -106,6 +106,11 @@ class SharedLink(Service):
         """See :meth:`rda.ssh.link.Link.files`."""
         return self.unless_ended(self.link.files)
 
+    @property
+    def connected(self) -> bool:
+        """Whether the link is up, and this share not stopped."""
+        return not self._ended and self.link.connected
+
     def when_connected(self) -> Deferred[None]:
         """See :meth:`rda.ssh.link.Link.when_connected`."""
         return self.unless_ended(self.link.when_connected)

@@ -33,6 +33,7 @@ from twisted.internet.interfaces import (
     IReactorTime,
     ITransport,
 )
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -407,16 +408,16 @@ class StreamChannel(SSHChannel):
             self.opened.errback(ChannelRefused(self._refusal("the SSH server closed it at once", ""), 0))
             return
         if self._close_reason is None:
-            self._close_reason = Failure(self._why_closed())
+            self._close_reason = self._why_closed()
         # A paused reader still gets what is left, and then the end: but only data can keep the end from it.
         self._tell_end()
 
-    def _why_closed(self) -> Exception:
+    def _why_closed(self) -> Failure:
         if self._reports_exit and not self.disconnecting:
-            return self._exit_reason()
+            return Failure(self._exit_reason())
         if self._eof_received or self.disconnecting or self._eof_sent:
-            return ConnectionDone()
-        return ConnectionLost(f"{self.what} was closed before its end")
+            return connectionDone
+        return Failure(ConnectionLost(f"{self.what} was closed before its end"))
 
     def _exit_reason(self) -> Exception:
         if self.exit_status == 0:
@@ -582,7 +583,7 @@ class StreamChannel(SSHChannel):
             self._send_close()
         elif self._eof_wanted and not self._eof_sent:
             self._eof_sent = True
-            self.conn.transport.sendPacket(conch.MSG_CHANNEL_EOF, _UINT32.pack(self.remote_id))
+            self.conn.transport.send_soon(conch.MSG_CHANNEL_EOF, _UINT32.pack(self.remote_id))
             if self._protocol is not None and IHalfCloseableProtocol.providedBy(self._protocol):
                 self._tell(lambda protocol: IHalfCloseableProtocol(protocol).writeConnectionLost())
             self._close_when_done()
@@ -594,7 +595,7 @@ class StreamChannel(SSHChannel):
 
     def _send_close(self) -> None:
         self.localClosed = True
-        self.conn.transport.sendPacket(conch.MSG_CHANNEL_CLOSE, _UINT32.pack(self.remote_id))
+        self.conn.transport.send_soon(conch.MSG_CHANNEL_CLOSE, _UINT32.pack(self.remote_id))
 
     # -- the rest of ITransport
 

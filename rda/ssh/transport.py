@@ -147,6 +147,7 @@ class ClientTransport(conch.SSHClientTransport):
         self._reader = PacketReader()
         self._writer = PacketWriter()
         self._batching = 0
+        self._flush_scheduled = False
         self._version = VersionReader()
         self._reason: RdaError | None = None
         self._ended = False  # nothing is parsed or sent any more
@@ -322,6 +323,22 @@ class ClientTransport(conch.SSHClientTransport):
         self._writer.put(bytes((messageType,)), payload)
         if not self._batching or self._writer.full:
             self.flush()
+
+    def send_soon(self, messageType: int, payload: bytes) -> None:
+        """Send a message that need not leave before the end of this turn of the reactor.
+
+        Connections come and go in crowds: what opens, ends and closes their channels then leaves with one write.
+        """
+        self._batching += 1
+        self.sendPacket(messageType, payload)
+        self._batching = max(0, self._batching - 1)
+        if not self._flush_scheduled and not self._batching:
+            self._flush_scheduled = True
+            self.clock.callLater(0, self._flush_now)
+
+    def _flush_now(self) -> None:
+        self._flush_scheduled = False
+        self.flush()
 
     def send_channel_data(self, recipient: int, data: memoryview, size: int) -> int:
         """Send CHANNEL_DATA messages of at most ``size`` bytes. The channel has looked at its window.

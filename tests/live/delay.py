@@ -30,6 +30,7 @@ class Side(Protocol):
         self._delay = delay
         self._under_way = 0
         self._other_full = False
+        self._closed = False
 
     def join(self, other: Side) -> None:
         """Begin relaying to ``other``."""
@@ -48,23 +49,31 @@ class Side(Protocol):
 
     def _arrive(self, data: bytes) -> None:
         self._under_way -= len(data)
-        self.other.transport.write(data)
+        if not self.other._closed:  # what is still under way to somebody who has gone is lost, as on the real way
+            self.other.transport.write(data)
         self._balance()
 
     def _balance(self) -> None:
+        if self._closed:
+            return
         if self._other_full or self._under_way > WINDOW:
             self.transport.pauseProducing()
         else:
             self.transport.resumeProducing()
 
     def readConnectionLost(self) -> None:
-        reactor.callLater(self._delay, self.other.transport.loseWriteConnection)
+        reactor.callLater(self._delay, self._end)
+
+    def _end(self) -> None:
+        if not self.other._closed:
+            self.other.transport.loseWriteConnection()
 
     def writeConnectionLost(self) -> None:
         """The other direction goes on."""
 
     def connectionLost(self, reason: object = None) -> None:
-        if self.other is not None:
+        self._closed = True
+        if self.other is not None and not self.other._closed:
             self.other.transport.unregisterProducer()
             reactor.callLater(self._delay, self.other.transport.loseConnection)
 
