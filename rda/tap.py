@@ -197,12 +197,12 @@ def makeService(options: Options) -> IService:
     say: Callable[[str], object] = lambda line: print(line, file=sys.stdout, flush=True)  # noqa: E731
     manager = ServiceManager(os.environ, os.getpid(), reactor)
     agent = Agent(reactor, options.settings, options.load, say, _give_up, manager)
-    reactor.callWhenRunning(_reload_on_hangup, agent.reload)
+    _reload_on_hangup(agent.reload)
     return agent
 
 
 def _reload_on_hangup(reload: Callable[[], None]) -> None:
-    """SIGHUP, which is what ``systemctl reload`` sends, reads the configuration again."""
+    """SIGHUP, which is what ``systemctl reload`` sends, reads the configuration again; until then it kills."""
     from twisted.internet import reactor as installed
 
     reactor: Any = installed

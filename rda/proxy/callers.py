@@ -47,13 +47,20 @@ class Visitor:
 
     :param found: who the connection itself proves it to be, or why that is nobody who may come in.
     :param tokens: tells whose a token is; None where tokens are not asked for.
+    :param welcome: told who calls, when a request first relies on the connection for that.
     """
 
-    __slots__ = ("_found", "_tokens")
+    __slots__ = ("_found", "_tokens", "_welcome")
 
-    def __init__(self, found: Caller | RdaError, tokens: Callable[[bytes], Caller] | None = None) -> None:
+    def __init__(
+        self,
+        found: Caller | RdaError,
+        tokens: Callable[[bytes], Caller] | None = None,
+        welcome: Callable[[Caller], None] | None = None,
+    ) -> None:
         self._found = found
         self._tokens = tokens
+        self._welcome = welcome
 
     @property
     def hopeless(self) -> bool:
@@ -83,6 +90,9 @@ class Visitor:
     def _of_connection(self) -> Caller:
         if isinstance(self._found, RdaError):
             raise self._found
+        if self._welcome is not None:
+            self._welcome(self._found)
+            self._welcome = None
         return self._found
 
 
@@ -95,8 +105,10 @@ class _TLSVisitor(Visitor):
 
     __slots__ = ("_find",)
 
-    def __init__(self, find: Callable[[], Caller], tokens: Callable[[bytes], Caller] | None) -> None:
-        super().__init__(Unauthorized("the handshake is not over"), tokens)
+    def __init__(
+        self, find: Callable[[], Caller], tokens: Callable[[bytes], Caller] | None, welcome: Callable[[Caller], None]
+    ) -> None:
+        super().__init__(Unauthorized("the handshake is not over"), tokens, welcome)
         self._find: Callable[[], Caller] | None = find
 
     @property
@@ -178,9 +190,9 @@ class Callers:
     def __call__(self, transport: Any) -> Visitor:
         """Look at a new connection."""
         if tls.is_tls(transport):
-            return _TLSVisitor(lambda: self._of_certificate(transport), self._tokens)
+            return _TLSVisitor(lambda: self._of_certificate(transport), self._tokens, self._welcome)
         try:
-            return Visitor(self._of_peer(transport), self._tokens)
+            return Visitor(self._of_peer(transport), self._tokens, self._welcome)
         except RdaError as refusal:
             self._note(str(refusal), "context {context}: refused a connection: {key}")
             if self._tokens is not None:
@@ -226,7 +238,7 @@ class Callers:
                 "whom it is for can be said with allow_users and allow_group"
             )
         name = self._users.get(uid) or self._machine.user_name(uid)
-        return self._welcome(Caller(name, proof, uid, pid, own))
+        return Caller(name, proof, uid, pid, own)
 
     def _in_group(self, uid: int, groups: Sequence[int]) -> bool:
         """Whether a user is in the group that may; by the system's lists, which may have changed since the login."""
@@ -245,7 +257,7 @@ class Callers:
         if user is None:
             wanted = "a certificate with a common name" + (", or a token" if self._tokens is not None else "")
             raise Unauthorized(f"this listener wants to know who calls: by {wanted}")
-        return self._welcome(Caller(user, Proof.CERTIFICATE, own=user == self._own_name))
+        return Caller(user, Proof.CERTIFICATE, own=user == self._own_name)
 
     def _of_token(self, token: bytes) -> Caller:
         """Whose a token is. Every hash is compared, each in constant time: how long it takes tells nothing."""
@@ -253,13 +265,14 @@ class Callers:
         users = [user for user, known in self._admission.tokens if hmac.compare_digest(digest, known)]
         if not users:
             raise Unauthorized("the token is not known here; it may have been revoked")
-        return self._welcome(Caller(users[0], Proof.TOKEN, own=users[0] == self._own_name))
+        caller = Caller(users[0], Proof.TOKEN, own=users[0] == self._own_name)
+        self._welcome(caller)
+        return caller
 
-    def _welcome(self, caller: Caller) -> Caller:
+    def _welcome(self, caller: Caller) -> None:
         process = f", uid {caller.uid}" if caller.uid is not None else ""
         process += f", first by process {caller.pid}" if caller.pid is not None else ""
         self._note(str(caller), "context {context}: {key} calls{process}", process=process)
-        return caller
 
     def _note(self, key: str, text: str, **more: str) -> None:
         """Say something in the log, once."""
