@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from rda.errors import LinkDown
 from rda.ssh import channels, transport
 from rda.ssh.channels import streamlocal
-from rda.ssh.stream import MAX_TEXT, peer_text
+from rda.ssh.stream import LOCAL_PACKET, MAX_TEXT, MIN_WINDOW, peer_text
 from tests.ssh_server import Remote, SshInMemory
 from tests.test_ssh_channels import Client, Script
 
@@ -166,6 +166,23 @@ class ChannelTests(HostileCase):
         self.assertEqual(self.channel._protocol.data, b"x" * 40_000)
         self.ssh.lose()
 
+    def test_a_stalled_reader(self):
+        """A reader that does not read costs at most the window, and a megabyte."""
+        self.channel.pauseProducing()
+        piece = UINT32(0) + NS(b"x" * LOCAL_PACKET)
+        data = [self.sealed(conch.MSG_CHANNEL_DATA, piece) for _ in range(MIN_WINDOW // LOCAL_PACKET)]
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        before = tracemalloc.get_traced_memory()[0]
+        while data:
+            self.ssh.client.dataReceived(b"".join(data[:8]))
+            del data[:8]
+        self.assertLess(tracemalloc.get_traced_memory()[1] - before, MIN_WINDOW + (1 << 20))
+        self.channel.resumeProducing()
+        self.ssh.clock.advance(0)
+        self.assertEqual(len(self.channel._protocol.data), MIN_WINDOW)
+        self.ssh.lose()
+
     def test_channels_that_are_never_opened(self):
         """A server that does not answer for channels which rda has given up loses the connection in the end."""
         self.patch(channels, "MAX_LEFTOVER", 10)
@@ -242,6 +259,46 @@ class ChannelTests(HostileCase):
         self.ssh.connection.localChannelID = 0xFFFF_FFFF
         self.assertEqual([self.opened().local_id for _ in range(3)], [0xFFFF_FFFF, 1, 2])
         self.ssh.lose()
+
+
+class DowngradeTests(SynchronousTestCase):
+    """Somebody in between changes the proposals, which are not protected yet: the host's signature covers them."""
+
+    def exchange(self, to_client=(b"", b""), to_server=(b"", b"")):
+        """Let the two greet each other through somebody who replaces bytes; returns how it ended."""
+        ssh = SshInMemory(greet=False)
+        said, answered = ssh.server_io.getOutBuffer(), ssh.client_io.getOutBuffer()
+        changed = said.replace(*to_client), answered.replace(*to_server)
+        self.assertNotEqual(changed, (said, answered))
+        ssh.client.dataReceived(changed[0])
+        ssh.server.dataReceived(changed[1])
+        ssh.flush()
+        ssh.lose()
+        self.assertIsNone(ssh.client.algorithms)
+        self.flushLoggedErrors()  # the server's, of what it cannot decrypt
+        return str(self.failureResultOf(ssh.client.ready, LinkDown).value)
+
+    def test_names_taken_away(self):
+        """A cipher, a method or the marker of strict key exchange that is taken out of a proposal is missed."""
+        for name in (
+            b"aes128-gcm@openssh.com",
+            b"curve25519-sha256,",
+            b"kex-strict-s-v00@openssh.com",
+        ):
+            with self.subTest(name):
+                reason = self.exchange(to_client=(name, name.translate(bytes.maketrans(b"-", b"x"))))
+                self.assertIn("signature of its host key is wrong", reason)
+
+    def test_names_taken_away_from_ours(self):
+        """The same holds for what the server sees of our proposal."""
+        for name in (b"aes128-gcm@openssh.com", b"kex-strict-c-v00@openssh.com", b"ext-info-c"):
+            with self.subTest(name):
+                reason = self.exchange(to_server=(name, name.translate(bytes.maketrans(b"-", b"x"))))
+                self.assertIn("signature of its host key is wrong", reason)
+
+    def test_version(self):
+        """Nor can the other side's version be another one than it was."""
+        self.assertIn("signature", self.exchange(to_client=(b"SSH-2.0-Twisted", b"SSH-2.0-Twosted")))
 
 
 class TextTests(SynchronousTestCase):

@@ -15,17 +15,21 @@ from pathlib import Path
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
+from zope.interface import implementer
 
 from rda.config import Remote
 from rda.errors import HostKeyRefused, LoginFailed
+from rda.ssh.kex import supported_exchanges
 from rda.ssh.link import Link
+from rda.status import LinkStatus
 from tests.live.host import RemoteHost
 from tests.live.support import remote_host
 
-PLAIN, CERTIFIED, NO_FORWARDING, ONE_SESSION, RSA_ONLY = 2301, 2302, 2303, 2304, 2305
+PLAIN, CERTIFIED, NO_FORWARDING, ONE_SESSION, RSA_ONLY, NARROW = 2301, 2302, 2303, 2304, 2305, 2307
 
 
 def keygen(directory: Path, name: str, *arguments: str) -> Path:
@@ -98,13 +102,13 @@ class Collect(Protocol):
 
     def __init__(self) -> None:
         self.done: Deferred[bytes] = Deferred()
-        self.received = b""
+        self.received = bytearray()
 
     def dataReceived(self, data: bytes) -> None:
         self.received += data
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self.done.callback(self.received)
+        self.done.callback(bytes(self.received))
 
 
 class Ping(Collect):
@@ -252,6 +256,66 @@ class HostKeyTests(SshCase):
         """A host that is known by its RSA key alone is asked for that one."""
         known = "".join(line + "\n" for line in self.host.scan_host_keys(PLAIN).splitlines() if "ssh-rsa" in line)
         await self.logs_in(self.link(self.site.users["ed25519"], known=known))
+
+
+@implementer(IHalfCloseableProtocol)
+class Cat(Collect):
+    """Sends everything at once, and takes it back."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__()
+        self._data = data
+
+    def connectionMade(self) -> None:
+        self.transport.write(self._data)
+        self.transport.loseWriteConnection()
+
+    def readConnectionLost(self) -> None:
+        pass
+
+    def writeConnectionLost(self) -> None:
+        pass
+
+
+class AlgorithmTests(SshCase):
+    """Servers that know one way only."""
+
+    async def through(self, size: int = 2_000_000, **options: str) -> LinkStatus:
+        """Send some bytes there and back, through an sshd with some options; returns how it was done."""
+        self.host.stop_sshd(NARROW)
+        self.host.start_sshd(NARROW, PerSourcePenalties="no", **options)
+        # Not asked of this one: ssh-keyscan may know less than rda does.
+        known = self.host.scan_host_keys(PLAIN).replace(f"]:{PLAIN}", f"]:{NARROW}")
+        link = self.link(self.site.users["ed25519"], port=NARROW, known=known)
+        data = os.urandom(size)
+        cat = await link.command(b"cat").connect(Factory.forProtocol(lambda: Cat(data)))
+        self.assertEqual(await cat.done, data)
+        status = link.status()
+        await link.stopService()
+        return status
+
+    async def test_ciphers(self) -> None:
+        """GCM, chacha20-poly1305, and CTR with each kind of MAC carry bytes both ways."""
+        for cipher, mac in (
+            ("aes256-gcm@openssh.com", ""),
+            ("chacha20-poly1305@openssh.com", ""),
+            ("aes256-ctr", "hmac-sha2-512-etm@openssh.com"),
+            ("aes128-ctr", "hmac-sha2-256"),
+        ):
+            status = await self.through(Ciphers=cipher, **({"MACs": mac} if mac else {}))
+            self.assertEqual(status.cipher, cipher)
+
+    async def test_exchanges(self) -> None:
+        """So do the key exchanges: the post-quantum one, an elliptic curve, and a fixed group."""
+        for exchange in ("mlkem768x25519-sha256", "ecdh-sha2-nistp256", "diffie-hellman-group16-sha512"):
+            if exchange.encode() not in supported_exchanges():
+                continue  # an older cryptography
+            status = await self.through(100_000, KexAlgorithms=exchange)
+            self.assertEqual(status.key_exchange, exchange)
+
+    async def test_rekeys(self) -> None:
+        """A server that asks for new keys after every megabyte interrupts nothing."""
+        await self.through(20_000_000, RekeyLimit="1M")
 
 
 class ServerTests(SshCase):
