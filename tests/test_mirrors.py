@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 from twisted.internet.defer import succeed
 from twisted.internet.task import Clock
@@ -14,6 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from rda.errors import BadRequest, LinkDown, SyncHalted
 from rda.status import MirrorStatus, RemoteCopy
+from rda.sync import plan, scan
 from rda.sync.copies import Collected
 from rda.sync.mirror import Mirror, Settings
 from rda.sync.mirrors import Mirrors
@@ -249,6 +251,46 @@ class OneWayTests(MirrorCase):
             self.successResultOf(done)
         self.assertEqual(len(looks), 2)
         self.assert_equal_trees(remote)
+
+    def test_changed_during_a_look(self) -> None:
+        """A directory that goes away while its files are looked at leaves nothing behind on the remote."""
+        write(self.path("d/e/f"), b"1")
+        remote = self.place()
+        self.flush()
+        real = os.lstat
+
+        def lstat(path: Any, **options: Any) -> os.stat_result:
+            if path == os.fsencode(self.path("d/e")):
+                raise FileNotFoundError(2, "No such file or directory", path)
+            return real(path, **options)
+
+        with mock.patch.object(scan.os, "lstat", lstat):
+            self.watcher.hints[0]._changed(Scope(paths=frozenset([b"d/e", b"d/e/f"])))
+        self.assertEqual(set(contents(remote)), {b"d"})
+        self.clock.advance(3)
+        self.flush()
+        self.assert_equal_trees(remote)
+        shutil.rmtree(self.path("d"))
+        self.flush()
+        self.assertEqual(contents(remote), {})
+
+    def test_directory_that_holds_ours(self) -> None:
+        """A directory that cannot be removed because of what is ours in it is not taken for a container's."""
+        write(self.path("d/f"), b"1")
+        remote = self.place()
+        self.flush()
+
+        def planned(known: Any, here: Any, suspects: Any) -> plan.Plan:
+            patched.stop()
+            return plan.Plan(remove=((b"d", known[b"d"]),))
+
+        patched = mock.patch.object(plan, "plan_one_way", planned)
+        patched.start()
+        self.flush()
+        self.assert_equal_trees(remote)
+        shutil.rmtree(self.path("d"))
+        self.flush()
+        self.assertEqual(contents(remote), {})
 
     def test_foreign_files_stay(self) -> None:
         """What a container made is neither removed nor replaced: equal files are adopted, others kept beside ours."""

@@ -120,6 +120,24 @@ class Histories(RuleBasedStateMachine):
             self.bench.mirrors.complete(self.local).addErrback(lambda failure: failure.trap(RdaError))
             self.restart()
 
+    @rule(after=st.integers(1, 40), name=NAMES, what=st.sampled_from(["remove", "write", "make_directory"]))
+    def interfere(self, after: int, name: str, what: str) -> None:
+        """Something changes here in the middle of a sync."""
+        files = self.bench.host.connections[-1]
+        due = len(files.operations) + after
+
+        def look(_operation: str, _path: bytes) -> None:
+            if len(files.operations) >= due:
+                files.refuse = lambda operation, path: None
+                if what == "write":
+                    self.make_file(self.local, name)
+                elif what == "remove":
+                    self.remove(name)
+                else:
+                    self.make_directory(name)
+
+        files.refuse = look
+
     @rule()
     def restart(self) -> None:
         self.bench.restart()
@@ -135,7 +153,7 @@ class Histories(RuleBasedStateMachine):
     def complete(self) -> None:
         """Flush until nothing is to be done any more, and check both sides."""
         for files in self.bench.host.connections:
-            files.fail_at = None
+            files.fail_at, files.refuse = None, lambda operation, path: None
         before = self.remembered()
         for _ in range(4):  # what was moved aside in one pass comes back in the next one
             done = self.bench.mirrors.complete(self.local)
@@ -221,13 +239,16 @@ class OneWay(Histories):
     def __init__(self) -> None:
         super().__init__()
         self.made: set[bytes] = set()
+        self.made_directories: set[bytes] = set()
 
     @rule(name=NAMES)
     def make_there(self, name: str) -> None:
         """A container makes a file where there is none."""
         if self.is_reachable(self.remote, name) and not os.path.lexists(os.path.join(self.remote, name)):
+            before = set(contents(self.remote))
             self.make_file(self.remote, name)
             self.made.add(b"%d" % self.number)
+            self.made_directories |= set(contents(self.remote)) - before
 
     @rule(name=NAMES)
     def remove_there(self, name: str) -> None:
@@ -246,6 +267,9 @@ class OneWay(Histories):
         assert {path: there.get(path) for path in here} == here
         others = sorted(value[3] for path, value in there.items() if path not in here and value[0] == "file")
         assert others == sorted(kept)
+        for path, value in there.items():
+            if path not in here and value[0] == "directory" and path not in self.made_directories:
+                assert any(other.startswith(path + b"/") and other not in here for other in there), path
 
 
 class MirrorMode(Histories):

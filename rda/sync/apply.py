@@ -159,7 +159,7 @@ class Apply:
             if not await self._publisher.is_directory(full):
                 await self._record.failed(path, error)
                 return
-            if self._record.is_kept_by_failures(path):
+            if self._record.is_kept_by_ours(path):
                 return
             # It holds what a container made (or is a directory that a container made): that stays.
         self._record.gone(path)

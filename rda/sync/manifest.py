@@ -168,6 +168,11 @@ class Manifest:
             for path in known.keys() & entries.keys():
                 del known[path]
 
+    def has_below(self, directory: bytes) -> bool:
+        """Whether anything in a directory is on the remote because of us."""
+        span = (directory + b"/", directory + b"0")  # "0" comes after "/"
+        return self._db.execute("SELECT 1 FROM entry WHERE path > ? AND path < ? LIMIT 1", span).fetchone() is not None
+
     def doubt(self, paths: Iterable[bytes]) -> None:
         """The content of these is not known any more (in memory: the intents in the file say the same)."""
         for path in paths:

@@ -98,12 +98,19 @@ class Record:
         self.outcome.problems[path] = (await self._explain(error), True)
         self._progress.files_done += 1
 
-    def is_kept_by_failures(self, directory: bytes) -> bool:
-        """Whether a directory could not be removed because something of ours in it could not: then it is not gone."""
-        below = directory + b"/"
-        if not any(path.startswith(below) for path in self.outcome.problems):
+    def is_kept_by_ours(self, directory: bytes) -> bool:
+        """Whether a directory could not be removed because something in it is ours: then it is not forgotten.
+
+        Something that could not be removed either, or that the local tree has got again meanwhile.
+        """
+        self.write()
+        if not self._manifest.has_below(directory):
             return False
-        self.outcome.problems[directory] = ("holds what cannot be removed", True)
+        below = directory + b"/"
+        if any(path.startswith(below) for path in self.outcome.problems):
+            self.outcome.problems[directory] = ("holds what cannot be removed", True)
+        else:
+            self.outcome.again.add(directory)
         self._progress.files_done += 1
         return True
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 
 from rda.errors import RdaError
 from rda.sync.ignore import IGNORE_FILE, IGNORE_FILE_LIMIT, Rules, rules_from
-from rda.sync.tree import WHOLE, Entry, Kind, Scope, Snapshot, join, lineage, parent, topmost
+from rda.sync.tree import WHOLE, Entry, Kind, Scope, Snapshot, join, lineage, parent, topmost, within
 
 _SPECIAL = {
     stat.S_IFSOCK: "a socket",
@@ -87,6 +87,7 @@ class Scanner:
                 look.visit(path, rules, deep=path in trees, root_rules=self._rules)
             else:
                 look.add(b"", Entry(Kind.DIRECTORY, found.st_mode & 0o7777))
+        look.leave_out_below({path for path in trees | paths if look.is_missing(path)})
         return look.snapshot(Scope(frozenset(paths), frozenset(trees | look.descended)))
 
     def _reach(self, path: bytes, paths: set[bytes], trees: set[bytes], known: Mapping[bytes, Entry]) -> None:
@@ -149,6 +150,20 @@ class _Look:
     def add(self, path: bytes, entry: Entry) -> None:
         old = self._known.get(path)
         self._entries[path] = old if old is not None and old == entry else entry
+
+    def is_missing(self, path: bytes) -> bool:
+        """Whether nothing was found at a path that was looked at."""
+        return not any(path in group for group in (self._entries, self._ignored, self._unknown, self._skipped))
+
+    def leave_out_below(self, missing: set[bytes]) -> None:
+        """What is in a directory that was gone when it was looked at itself is about to go, or it is new again.
+
+        Paths are looked at one after the other while others change them: a tree with a file in it and without its
+        directory has never been there.
+        """
+        if missing:
+            for path in [path for path in self._entries if within(path, missing)]:
+                del self._entries[path]
 
     def visit(self, path: bytes, rules: Rules | None, *, deep: bool, root_rules: Rules | None) -> None:
         """Look at one path; walk it when it is a directory that is new or has to be looked into."""
