@@ -141,14 +141,23 @@ class FramingTests(SynchronousTestCase):
 
 class AnswerHeadTests(SynchronousTestCase):
     def parse(self, *lines: bytes) -> AnswerHead:
-        return AnswerHead.parse(b"\r\n".join(lines))
+        return AnswerHead(b"\r\n".join(lines))
 
     def test_reads_a_head(self) -> None:
-        """Status, version and fields are read; the lines stay as they came."""
-        head = self.parse(b"HTTP/1.1 101 UPGRADED", b"Connection: Upgrade", b"X:  y ")
+        """Status, version and the fields of the connection are read; the lines stay as they came."""
+        head = self.parse(
+            b"HTTP/1.1 101 UPGRADED", b"CONNECTION:  Upgrade ", b"X:  y ", b"Upgrade:tcp", b"Connection: z"
+        )
         self.assertEqual((head.status, head.minor), (101, 1))
-        self.assertEqual(head.values(b"x"), [b"y"])
-        self.assertEqual(head.verbatim, b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nX:  y \r\n\r\n")
+        self.assertEqual((head.values(b"connection"), head.values(b"upgrade")), ([b"Upgrade", b"z"], [b"tcp"]))
+        lines = b"CONNECTION:  Upgrade \r\nX:  y \r\nUpgrade:tcp\r\nConnection: z\r\n\r\n"
+        self.assertEqual(head.verbatim, b"HTTP/1.1 101 UPGRADED\r\n" + lines)
+
+    def test_names_that_only_look_alike(self) -> None:
+        """A field whose name or value contains the name of another is not that one."""
+        head = self.parse(b"HTTP/1.1 200 OK", b"X-Content-Length: 1", b"Content-Length-X: 2", b"A: Content-Length: 3")
+        self.assertEqual(head.values(b"content-length"), [])
+        self.assertIsInstance(head.framing(b"GET"), UntilClose)
 
     def test_refuses_what_is_none(self) -> None:
         """A line that is not a status line or a field is an error."""
@@ -167,7 +176,7 @@ class AnswerHeadTests(SynchronousTestCase):
             b"HTTP/1.1 200 OK\r\nA: b\nC: d",
         ):
             with self.assertRaises(WireError, msg=raw):
-                AnswerHead.parse(raw)
+                AnswerHead(raw)
 
     def test_framing(self) -> None:
         """The body's end follows RFC 9112, section 6.3."""

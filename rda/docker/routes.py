@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import lru_cache
 from urllib.parse import quote, unquote_to_bytes
 
 from rda.callers import UNPROVED, Caller
@@ -158,6 +159,10 @@ _VERSION = re.compile(r"v([0-9.]+)")
 #: Bytes that may stand unencoded in the path of a target that we write: RFC 3986's pchar, and the slash.
 _PATH_SAFE = "/:@!$&'()*+,;=~"
 
+#: Paths that are read once: clients ask for the same ones again and again. Those up to so many bytes, so many of them.
+REMEMBERED_PATH = 256
+REMEMBERED_PATHS = 512
+
 _NOT_PRINTABLE = re.compile(rb"[^!-~]")
 _PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
@@ -208,11 +213,10 @@ def match(method: bytes, target: bytes, caller: Caller = UNPROVED, table: Table 
     if _NOT_PRINTABLE.search(target):  # Twisted's parser lets 0x7f to 0xb0 pass
         raise BadRequest("the request target holds something that is not printable ASCII; encode it as %XX")
     raw_path, _, raw_query = target.partition(b"?")
-    whole = _clean(_decoded(raw_path, "path"))
-    version, path = _split_version(whole)
+    path, version, normal = _read_short_path(raw_path) if len(raw_path) <= REMEMBERED_PATH else _read_path(raw_path)
     route, ref = table.look_up(method, path)
-    query = _parse_query(raw_query)
-    verbatim = target if _may_be_verbatim(route) and _quoted(whole) == raw_path else None
+    query = _parse_query(raw_query) if raw_query else ()
+    verbatim = target if normal and _may_be_verbatim(route) else None
     return Call(route, method, path, version, query, ref, verbatim, caller)
 
 
@@ -228,6 +232,16 @@ def target(call: Call, outgoing: Outgoing | None = None) -> bytes:
     path = _quoted(plain if call.version is None else f"/v{call.version}{plain}")
     pairs = [f"{_quoted_value(name)}={_quoted_value(value)}" for name, value in query]
     return path + b"?" + "&".join(pairs).encode("ascii") if pairs else path
+
+
+def _read_path(raw: bytes) -> tuple[str, str | None, bool]:
+    """Return the decoded path, its API version, and whether it was in its normal form already."""
+    whole = _clean(_decoded(raw, "path"))
+    version, path = _split_version(whole)
+    return path, version, _quoted(whole) == raw
+
+
+_read_short_path = lru_cache(REMEMBERED_PATHS)(_read_path)
 
 
 def _may_be_verbatim(route: Route) -> bool:

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, IPushProducer
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web import http, server
+from twisted.web import server
+from twisted.web.http import RESPONSES, HTTPChannel, Request
 from zope.interface import implementer
 
 from rda.errors import BadRequest, BodyTooLarge, HeadTooLarge, RdaError, RequestTimeout
@@ -52,7 +53,7 @@ def error_answer(error: RdaError, method: bytes = b"GET", close: bool = True) ->
     """
     body = json.dumps({"message": f"{error.prefix}{error}"}).encode() + b"\n"
     lines = [
-        b"HTTP/1.1 %d %b" % (error.status, http.RESPONSES.get(error.status, b"Error")),
+        b"HTTP/1.1 %d %b" % (error.status, RESPONSES.get(error.status, b"Error")),
         b"Content-Type: application/json",
         b"X-Content-Type-Options: nosniff",
         b"Content-Length: %d" % len(body),
@@ -110,7 +111,7 @@ class _SplicedBody:
 
 
 @implementer(IHalfCloseableProtocol)
-class DockerChannel(http.HTTPChannel):
+class DockerChannel(HTTPChannel):
     """One client connection."""
 
     site: DockerSite
@@ -296,16 +297,16 @@ class DockerChannel(http.HTTPChannel):
         request.method, request.uri, request.clientproto = self._command, self._path, self._version
         super().allHeadersReceived()
 
-    def checkPersistence(self, request: http.Request, version: bytes) -> bool:
+    def checkPersistence(self, request: Request, version: bytes) -> bool:
         """Return whether another request may follow (RFC 9112, section 9.3)."""
         connection = tokens(request.requestHeaders.getRawHeaders(b"connection", []))
         return version == b"HTTP/1.1" and b"close" not in connection
 
-    def splice_body(self, request: http.Request) -> None:
+    def splice_body(self, request: Request) -> None:
         """Hand over the present request's chunked body with its chunks."""
         self._transferDecoder = _SplicedBody(request.handleContentChunk, self._finishRequestBody)
 
-    def requestDone(self, request: http.Request) -> None:
+    def requestDone(self, request: Request) -> None:
         """The answer is complete: go on with the next request, which may be here already."""
         self.unregisterProducer()
         if self._phase is _Phase.EXCHANGE:
@@ -531,7 +532,7 @@ class DockerRequest(server.Request):
         if self._complete:
             self.startedWriting = 1
             self.chunked = 0
-            http.Request.finish(self)
+            Request.finish(self)
         else:
             self.channel.linger()
 

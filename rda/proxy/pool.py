@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import Protocol as Interface
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IAddress,
@@ -264,14 +264,12 @@ class DaemonPool:
         """How many connections wait for a request."""
         return len(self._idle)
 
-    def get(self, fresh: bool = False) -> Deferred[DaemonConnection]:
-        """Take a kept connection, the one used last, or open one.
+    def take(self) -> DaemonConnection | None:
+        """Take a kept connection, the one used last, if there is one."""
+        return self._idle.pop()[0] if self._idle else None
 
-        :param fresh: do not take a kept one.
-        """
-        if self._idle and not fresh:
-            connection, _ = self._idle.pop()
-            return succeed(connection)
+    def open(self) -> Deferred[DaemonConnection]:
+        """Open a connection."""
         self.opened += 1
         return self._upstream.connect(self._factory)  # type: ignore[return-value]
 

@@ -12,7 +12,7 @@ or ``aborted``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from enum import Enum, auto
 from typing import Protocol
 
@@ -268,7 +268,11 @@ class Exchange:
             self._connect(fresh=False)
 
     def _connect(self, fresh: bool) -> None:
-        connecting = self._pool.get(fresh)
+        kept = None if fresh else self._pool.take()
+        if kept is not None:
+            self._connected(kept)
+            return
+        connecting = self._pool.open()
         if not connecting.called:
             self._downstream.hold_body()
         connecting.addCallbacks(self._connected, self._unreachable)
@@ -497,7 +501,7 @@ class Exchange:
             self._downstream.register_producer(Flow(self._upstream.transport))
             self._upstream.transport.resumeProducing()  # type: ignore[union-attr]
 
-    def _send_head(self, head: AnswerHead, keep: Sequence[bytes], more: bytes, closes: bool) -> None:
+    def _send_head(self, head: AnswerHead, keep: Collection[bytes], more: bytes, closes: bool) -> None:
         if closes or not self.request_complete:
             self._downstream.will_close()
         if not self._downstream.persistent:

@@ -10,7 +10,7 @@ Source: RFC 9112; line limits as in Go's net/http and h11.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -61,10 +61,16 @@ _CONNECTION_FIELDS = frozenset(
 #: Trailer fields that would change how a message is read (RFC 9110, section 6.5.1).
 _NO_TRAILERS = _CONNECTION_FIELDS | {b"host", b"authorization", b"content-encoding", b"content-type"}
 
-_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_FIELD_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
-_FIELD_LINES = re.compile(b"(?:(?:" + _TOKEN.pattern + b"):" + _FIELD_VALUE.pattern + b"\r\n)*")
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++")
+_FIELD_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*+")
+_ANSWER_HEAD = re.compile(
+    rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: %b)?(?:\r\n%b:%b)*+"
+    % (_FIELD_VALUE.pattern, _TOKEN.pattern, _FIELD_VALUE.pattern)
+)
+#: The fields of an answer that mean something to a relay: each with its value.
+_NOTED = re.compile(
+    rb"(?i)\r\n(content-type|%b):[\t ]*(%b)" % (b"|".join(sorted(_CONNECTION_FIELDS)), _FIELD_VALUE.pattern)
+)
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,15}")
 _DIGITS = re.compile(rb"[0-9]{1,18}")
 
@@ -260,41 +266,31 @@ class RequestHead:
         return next((value for field, value in self.fields if field.lower() == name), None)
 
 
-@dataclass(frozen=True, slots=True)
 class AnswerHead:
     """The head of an answer.
 
+    :param raw: as it came, without the empty line that ends it.
+    :raises WireError: it is none.
     :ivar minor: of the HTTP version, 0 or 1.
-    :ivar line: the status line as it came: clients of a hijack look at its reason phrase.
-    :ivar fields: lower-case name, the line as it came, and the value without surrounding blanks.
     """
 
-    minor: int
-    status: int
-    line: bytes
-    fields: tuple[tuple[bytes, bytes, bytes], ...]
+    __slots__ = ("_noted", "_raw", "minor", "status")
 
-    @classmethod
-    def parse(cls, raw: bytes) -> AnswerHead:
-        """Read a head, given without the empty line that ends it.
-
-        :raises WireError: it is none.
-        """
-        line, _, lines = raw.partition(b"\r\n")
-        found = _STATUS_LINE.fullmatch(line)
+    def __init__(self, raw: bytes) -> None:
+        found = _ANSWER_HEAD.fullmatch(raw)
         if not found:
-            raise WireError("the status line is none")
-        if lines and not _FIELD_LINES.fullmatch(lines + b"\r\n"):
-            raise WireError("a header line is none")
-        fields = []
-        for field in lines.split(b"\r\n") if lines else ():
-            name, _, value = field.partition(b":")
-            fields.append((name.lower(), field, value.strip(b" \t")))
-        return cls(int(found[1]), int(found[2]), line, tuple(fields))
+            raise WireError("the status line, or a header line, is none")
+        self._raw = raw
+        self.minor = int(found[1])
+        self.status = int(found[2])
+        self._noted = [(name.lower(), value.rstrip(b" \t")) for name, value in _NOTED.findall(raw)]
 
     def values(self, name: bytes) -> list[bytes]:
-        """Return the values of a field, given in lower case."""
-        return [value for field, _, value in self.fields if field == name]
+        """Return the values of a field.
+
+        :param name: ``content-type``, or one of the fields that belong to a connection, in lower case.
+        """
+        return [value for field, value in self._noted if field == name]
 
     def framing(self, method: bytes) -> Framing:
         """Say where the body of this answer to a ``method`` request ends (RFC 9112, section 6.3).
@@ -320,18 +316,22 @@ class AnswerHead:
 
     @property
     def verbatim(self) -> bytes:
-        """The head as it came: after it, the connection is no longer HTTP."""
-        return b"\r\n".join([self.line, *(field for _, field, _ in self.fields), b"\r\n"])
+        """The head as it came, whole: after it, the connection is no longer HTTP."""
+        return self._raw + b"\r\n\r\n"
 
-    def write(self, keep: Sequence[bytes] = (b"content-length", b"transfer-encoding"), more: bytes = b"") -> bytes:
+    def write(self, keep: Collection[bytes] = (b"content-length", b"transfer-encoding"), more: bytes = b"") -> bytes:
         """Write this head for the client, without what concerned only the daemon's connection.
 
         :param keep: which of the framing fields stay as they came.
         :param more: further complete lines, each with its CR LF.
         """
-        named = tokens(self.values(b"connection")) | _CONNECTION_FIELDS
-        lines = [field for name, field, _ in self.fields if name not in named or name in keep]
-        return b"\r\n".join([self.line, *lines, more + b"\r\n"])
+        left_out = {name for name, _ in self._noted} & _CONNECTION_FIELDS - frozenset(keep)
+        left_out |= tokens(self.values(b"connection")) - frozenset(keep)
+        raw = self._raw
+        if left_out:
+            first, *lines = raw.split(b"\r\n")
+            raw = b"\r\n".join([first, *(line for line in lines if line.partition(b":")[0].lower() not in left_out)])
+        return b"%b\r\n%b\r\n" % (raw, more)
 
 
 class HeadReader:
@@ -367,7 +367,7 @@ class HeadReader:
                 raise WireError("the head of the answer is too long")
             if not end:
                 return None
-            head = AnswerHead.parse(raw)
+            head = AnswerHead(raw)
             self._buffer = rest
             if head.status == 101 or head.status >= 200:
                 self._buffer = b""
