@@ -187,9 +187,23 @@ class Table:
     def __init__(self, routes: Iterable[Route], otherwise: Route) -> None:
         self._routes = tuple((route, _compiled(route)) for route in routes)
         self._otherwise = otherwise
+        self._read_again = lru_cache(REMEMBERED_PATHS)(self._read)
 
-    def look_up(self, method: bytes, path: str) -> tuple[Route, str | None]:
-        """Return the route of a path without version, and the reference in it."""
+    def read(self, method: bytes, raw: bytes) -> tuple[Route, str | None, str, str | None, bool]:
+        """Read the path of a target.
+
+        :returns: its route, the reference in it, the path in its normal form without version, the version, and whether
+            its target may be sent on as it came.
+        """
+        return (self._read_again if len(raw) <= REMEMBERED_PATH else self._read)(method, raw)
+
+    def _read(self, method: bytes, raw: bytes) -> tuple[Route, str | None, str, str | None, bool]:
+        whole = _clean(_decoded(raw, "path"))
+        version, path = _split_version(whole)
+        route, ref = self._look_up(method, path)
+        return route, ref, path, version, _may_be_verbatim(route) and _quoted(whole) == raw
+
+    def _look_up(self, method: bytes, path: str) -> tuple[Route, str | None]:
         for route, expression in self._routes:
             if route.method == method and (found := expression.fullmatch(path)):
                 return route, found.groupdict().get("ref")
@@ -213,11 +227,9 @@ def match(method: bytes, target: bytes, caller: Caller = UNPROVED, table: Table 
     if _NOT_PRINTABLE.search(target):  # Twisted's parser lets 0x7f to 0xb0 pass
         raise BadRequest("the request target holds something that is not printable ASCII; encode it as %XX")
     raw_path, _, raw_query = target.partition(b"?")
-    path, version, normal = _read_short_path(raw_path) if len(raw_path) <= REMEMBERED_PATH else _read_path(raw_path)
-    route, ref = table.look_up(method, path)
+    route, ref, path, version, normal = table.read(method, raw_path)
     query = _parse_query(raw_query) if raw_query else ()
-    verbatim = target if normal and _may_be_verbatim(route) else None
-    return Call(route, method, path, version, query, ref, verbatim, caller)
+    return Call(route, method, path, version, query, ref, target if normal else None, caller)
 
 
 def target(call: Call, outgoing: Outgoing | None = None) -> bytes:
@@ -232,16 +244,6 @@ def target(call: Call, outgoing: Outgoing | None = None) -> bytes:
     path = _quoted(plain if call.version is None else f"/v{call.version}{plain}")
     pairs = [f"{_quoted_value(name)}={_quoted_value(value)}" for name, value in query]
     return path + b"?" + "&".join(pairs).encode("ascii") if pairs else path
-
-
-def _read_path(raw: bytes) -> tuple[str, str | None, bool]:
-    """Return the decoded path, its API version, and whether it was in its normal form already."""
-    whole = _clean(_decoded(raw, "path"))
-    version, path = _split_version(whole)
-    return path, version, _quoted(whole) == raw
-
-
-_read_short_path = lru_cache(REMEMBERED_PATHS)(_read_path)
 
 
 def _may_be_verbatim(route: Route) -> bool:

@@ -142,14 +142,15 @@ class DockerChannel(HTTPChannel):
         self.MAX_LENGTH = self.totalHeadersSize = limits.head
         self.maxHeaders = limits.header_count
         self._optimisticEagerReadSize = limits.pipelined
+        self._idle_since = self.site.clock.seconds()
         refusal = self.site.opened(self)
         if refusal is not None:
             self.transport.write(error_answer(refusal))
             self.linger()
-        else:
-            if self.visitor.hopeless:
-                self.MAX_LENGTH = self.totalHeadersSize = min(limits.head, limits.refused_head)
-            self._wait(limits.idle_seconds if self.visitor.known else limits.head_seconds, self._idle_over)
+        elif self.visitor.hopeless:
+            self.MAX_LENGTH = self.totalHeadersSize = min(limits.head, limits.refused_head)
+        if refusal is None and not self.visitor.known:
+            self._wait(limits.head_seconds, self.loseConnection)
 
     def getHost(self) -> Any:
         """Return the address at which the client came in, without asking the kernel for each request."""
@@ -189,10 +190,14 @@ class DockerChannel(HTTPChannel):
             self._wait(self.site.limits.linger_seconds, self.transport.abortConnection)
 
     def reap(self) -> None:
-        """End the connection if its client is gone; asked from time to time, for not all states of it show that.
+        """End the connection if nobody needs it any more; asked from time to time.
 
-        While input is awaited, its end tells.
+        Not every state shows by itself that a client is gone: only while input is awaited, its end tells.
         """
+        if self._phase is _Phase.IDLE:
+            if self.site.clock.seconds() - self._idle_since >= self.site.limits.idle_seconds:
+                self.loseConnection()
+            return
         done_sending = (
             self._tunnel.half_closed if self._tunnel is not None else bool(self.requests) and self._handlingRequest
         )
@@ -238,6 +243,8 @@ class DockerChannel(HTTPChannel):
         elif self._phase is not _Phase.DISCARDING:
             self._head_begins()
             super().dataReceived(data)
+            if self._phase is _Phase.HEAD and self._timer is None:  # most heads come whole
+                self._wait(self.site.limits.head_seconds, self._head_over)
 
     def lineReceived(self, line: bytes) -> None:
         """Take a line of a head."""
@@ -248,7 +255,6 @@ class DockerChannel(HTTPChannel):
     def _head_begins(self) -> None:
         if self._phase is _Phase.IDLE:
             self._phase = _Phase.HEAD
-            self._wait(self.site.limits.head_seconds, self._head_over)
 
     def rawDataReceived(self, data: bytes) -> None:
         """Take body bytes, or what comes after a request that is being answered."""
@@ -312,7 +318,7 @@ class DockerChannel(HTTPChannel):
         if self._phase is _Phase.EXCHANGE:
             self._phase = _Phase.IDLE
             if self.persistent and not self.site.draining:
-                self._wait(self.site.limits.idle_seconds, self._idle_over)
+                self._idle_since = self.site.clock.seconds()
             else:
                 self.persistent = False
         super().requestDone(request)
@@ -323,14 +329,12 @@ class DockerChannel(HTTPChannel):
 
     def _wait(self, seconds: float | None, then: Callable[[], None] | None) -> None:
         """Set the connection's one timer, or none."""
-        if self._timer is not None and self._timer.active():
-            self._timer.cancel()
-        self._timer = None
+        if self._timer is not None:
+            if self._timer.active():
+                self._timer.cancel()
+            self._timer = None
         if seconds is not None and then is not None:
             self._timer = self.site.clock.callLater(seconds, then)
-
-    def _idle_over(self) -> None:
-        self.loseConnection()
 
     def _head_over(self) -> None:
         self._refuse_input(
