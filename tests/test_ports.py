@@ -125,6 +125,8 @@ class PublishedTests(SynchronousTestCase):
             self.assertEqual(published(document), {})
         odd = {"NetworkSettings": {"Ports": {"80/tcp": [{"HostPort": ""}, 1, {"HostPort": "0"}], "81/tcp": 5}}}
         self.assertEqual(published(odd), {})
+        odd = {"NetworkSettings": {"Ports": {"80/TCP": [{"HostPort": "1"}], "x": [{"HostPort": "2"}]}}}
+        self.assertEqual(published(odd), {"80/tcp": 1, "x": 2})
 
 
 class ShownTests(SynchronousTestCase):

@@ -19,6 +19,7 @@ __all__ = [
     "Listeners",
     "Published",
     "binding",
+    "normal_key",
     "port_key",
     "port_range",
     "published",
@@ -166,8 +167,17 @@ def published(inspect: Mapping[str, object]) -> dict[str, int]:
         for entry in entries if isinstance(entries, list) else ():
             number = str(entry.get("HostPort", "")) if isinstance(entry, dict) else ""
             if number.isdecimal() and int(number):
-                found.setdefault(key, int(number))
+                found.setdefault(normal_key(key), int(number))
     return found
+
+
+def normal_key(key: str) -> str:
+    """Spell a container port of the daemon's as ours are; it shows some as they were asked for."""
+    try:
+        port, protocol = port_key(key)
+    except BadRequest:
+        return key
+    return f"{port}/{protocol}"
 
 
 def shown_addresses(host_ip: str) -> tuple[str, ...]:

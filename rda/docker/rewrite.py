@@ -27,7 +27,7 @@ from rda.docker.document import canonical, fold, object_of, objects, text_list, 
 from rda.docker.host_network import FORWARD_LABEL, read_ports
 from rda.docker.labels import check_labels, with_labels_shown
 from rda.docker.listing import ListFilter, outward_filters
-from rda.docker.ports import Listeners, Published, requested, shown_addresses
+from rda.docker.ports import Listeners, Published, normal_key, port_key, requested, shown_addresses
 from rda.docker.request import (
     LABEL_PREFIX,
     OWNER_LABEL,
@@ -326,7 +326,11 @@ def _move_ports(host_config: dict[str, object], request: Request) -> None:
         if one.protocol == "sctp":
             raise Refused(f"port {one.key} cannot be published: SCTP does not pass through an SSH connection")
     if request.bindings is not None or ports:
-        host_config["PortBindings"] = {one.key: [dict(_REMOTE_BINDING)] for one in ports}
+        # In the document's own spelling: the daemon publishes only what ExposedPorts spells in the same way.
+        bound = [key for key, entries in (request.bindings or {}).items() if entries]
+        keys = {port_key(key): key for key in (request.exposed if request.publish_all else ())}
+        keys |= {port_key(key): key for key in bound}
+        host_config["PortBindings"] = {key: [dict(_REMOTE_BINDING)] for key in dict.fromkeys((*bound, *keys.values()))}
     if request.publish_all:
         host_config["PublishAllPorts"] = False
 
@@ -455,7 +459,7 @@ def _bindings_shown(key: str, entries: object, local: Listeners) -> object:
         return entries
     return [
         {"HostIp": address, "HostPort": str(listener.port)}
-        for listener in local.get(key, ())
+        for listener in local.get(normal_key(key), ())
         for address in shown_addresses(listener.host_ip)
     ] or None
 
