@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-__all__ = ["TOKEN_PREFIX", "Admission", "Reader", "Users", "read_admission"]
+__all__ = ["TOKEN_PREFIX", "Admission", "Reader", "Users", "is_user_name", "read_admission"]
 
 #: What every token begins with: it can be told from other programs' tokens, and found where it leaked.
 TOKEN_PREFIX = "rda_"  # noqa: S105 (not a secret)
@@ -119,6 +119,11 @@ def read_admission(
     )
 
 
+def is_user_name(text: str) -> bool:
+    """Whether a text can name a user."""
+    return _USER.match(text) is not None
+
+
 def _users(reader: Reader, users: Users) -> tuple[tuple[str, int], ...]:
     found = []
     for name in reader.texts("allow_users", ()):
@@ -144,7 +149,7 @@ def _group(reader: Reader, users: Users) -> tuple[str, int] | None:
 def _tokens(reader: Reader) -> tuple[tuple[str, bytes], ...]:
     found = []
     for user, hashes in reader.table("tokens").items():
-        if not _USER.match(user):
+        if not is_user_name(user):
             reader.problem(
                 "tokens", f"{user!r} is not a user's name: letters, digits, '_', '.', '@', '+', '-', at most 64"
             )

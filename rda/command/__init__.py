@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rda.command import collect, completion, control, doctor, lists, logs, plugin, status, version
+from rda.command import collect, completion, contexts, control, doctor, lists, logs, plugin, status, token, version
 from rda.command.base import Command, CommandError, Exit
 from rda.command.terminal import Terminal
 
@@ -31,6 +31,8 @@ COMMANDS: tuple[Command, ...] = (
     control.CONFIRM,
     collect.COMMAND,
     logs.COMMAND,
+    contexts.COMMAND,
+    token.COMMAND,
     doctor.COMMAND,
     completion.COMMAND,
     plugin.COMMAND,

@@ -149,6 +149,45 @@ class Proved(Configured):
         self.assertNotIn(TOKEN, "".join(rda.lines))
 
 
+class DockerContexts(Configured):
+    """``rda context``."""
+
+    def test_docker_context(self) -> None:
+        """The docker command uses a context of rda's, whether it wrote it itself or rda did."""
+        rda = self.start()
+        configuration = self.directory()
+        (configuration / "config.json").write_text((self.host.docker_config / "config.json").read_text())
+        programs = str(Path(self.host.docker_cli).parent)
+        environment = {name: value for name, value in rda.environment.items() if name != "DOCKER_HOST"}
+        environment |= {"DOCKER_CONFIG": str(configuration), "RDA_STATE_DIR": str(rda.state)}
+        for path in (f"{programs}:{os.environ['PATH']}", "/nowhere"):
+            environment["PATH"] = path
+
+            def command(*words: str) -> str:
+                done = subprocess.run(
+                    [sys.executable, "-m", "rda.command", "context", *words],
+                    env=environment,
+                    cwd=self.directory(),
+                    capture_output=True,
+                    text=True,
+                    timeout=60,
+                )
+                self.assertEqual(done.stderr, "")
+                return done.stdout
+
+            self.assertIn(f"leads to tcp://localhost:{rda.port}", command("install", "over-there"))
+            rda.docker("context", "use", "over-there", env=environment)
+            done = rda.docker("run", "--rm", "busybox", "echo", "there", env=environment)
+            self.assertEqual(done.stdout, b"there\n")
+            self.assertEqual(json.loads(command("list", "--json"))[0]["name"], "over-there")
+            command("install", "over-there", "--host", "tcp://localhost:1")
+            shown = rda.docker("context", "inspect", "over-there", env=environment).stdout
+            self.assertEqual(json.loads(shown)[0]["Endpoints"]["docker"]["Host"], "tcp://localhost:1")
+            rda.docker("context", "use", "default", env=environment)
+            command("remove", "over-there")
+            self.assertNotIn(b"over-there", rda.docker("context", "ls", env=environment).stdout)
+
+
 class Stream:
     """A request that goes on for as long as nobody ends it: ``docker events``, by hand."""
 
