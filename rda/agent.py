@@ -46,6 +46,8 @@ from rda.ssh.shared import Links
 from rda.status import ContextStatus, LinkStatus, Problem
 from rda.sync.mirror import Settings
 from rda.sync.mirrors import Mirrors
+from rda.waiting import Waiting
+from rda.words import progress
 
 __all__ = ["Agent"]
 
@@ -264,6 +266,7 @@ class ContextAgent(Service):
             reactor, api, forwards, mirrors, owner, sources.mirrored, self._made_here, host_forwards
         )
         self._exposed = Exposed(link, reactor, context.expose_host, api.bridge_gateway, self._loopback)
+        self._waiting = Waiting(reactor, time.time, self._explain)
         containers = Containers(
             api,
             forwards,
@@ -274,6 +277,7 @@ class ContextAgent(Service):
             host_forwards,
             self._exposed,
             lend_files=context.admission.lend_files,
+            waiting=self._waiting,
         )
         self._pages = Pages(reactor, self._agent.status, mirrors, self._agent.log)
         self._site = DockerSite(
@@ -395,6 +399,10 @@ class ContextAgent(Service):
         """How its link is."""
         return self._link.status()
 
+    def _explain(self, source: str) -> str:
+        """How far a bind mount is, for the log."""
+        return next((progress(one) for one in self._mirrors.status() if one.source == source), "not mirrored yet")
+
     def status(self) -> ContextStatus:
         """What this context is doing."""
         return ContextStatus(
@@ -406,6 +414,7 @@ class ContextAgent(Service):
             problems=(*self._reconciler.problems(), *self._problems),
             relay=self._site.status(),
             calls=self._site.calls.status(),
+            waiting=self._waiting.status(),
         )
 
 

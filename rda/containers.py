@@ -8,7 +8,7 @@ daemon does by itself between calls is :mod:`rda.reconciler`'s.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -31,8 +31,14 @@ from rda.forwards import Forwards
 from rda.interfaces import ICallRewriter
 from rda.reconciler import Owned, Reconciler
 from rda.sync.mirrors import Mirrors
+from rda.waiting import Waiting
+from rda.words import size
 
 __all__ = ["Containers"]
+
+#: From so much on that is still to be transferred, the answer to a create says so: seconds on most ways.
+MANY_FILES = 5000
+MANY_BYTES = 50_000_000
 
 #: A body that has to be an object, as the proxy hands it over.
 _Document = dict[str, object]
@@ -77,6 +83,7 @@ class Containers:
     :param sources: decides whose path a bind mount's source is.
     :param host_forwards: what is forwarded of containers on the host's network without their asking.
     :param exposed: the ports of this machine that containers reach.
+    :param waiting: is told which calls wait for bind mounts.
     :param lend_files: let callers who are not the user that rda runs as mount directories of this machine.
     """
 
@@ -93,6 +100,7 @@ class Containers:
         host_forwards: HostForwards | None = None,
         exposed: Exposed | None = None,
         lend_files: bool = False,
+        waiting: Waiting | None = None,
     ) -> None:
         self._api = api
         self._forwards = forwards
@@ -103,6 +111,7 @@ class Containers:
         self._host_forwards = host_forwards or HostForwards()
         self._this_machine = exposed
         self._lend_files = lend_files
+        self._waiting = waiting
         self._outgoing: dict[str, Callable[[Call, _Document], Awaitable[Outgoing]]] = {
             "container create": self._create,
             "container start": self._start,
@@ -260,9 +269,25 @@ class Containers:
             return rewrite.inward_error(body, memo.shown)
         self._reconciler.made_here.made(memo.nonce, str(body["Id"]))
         await self._mirrors.hold(str(body["Id"]), memo.sources)
-        if memo.warnings:
-            body = {**body, "Warnings": [*(body.get("Warnings") or []), *memo.warnings]}
+        warnings = [*memo.warnings, *await self._slow(memo.sources)]
+        if warnings:
+            body = {**body, "Warnings": [*(body.get("Warnings") or []), *warnings]}
         return body
+
+    async def _slow(self, sources: Iterable[str]) -> list[str]:
+        """Say of which sources so much is to be transferred that a start will wait for them noticeably."""
+        said = []
+        for source in sources:
+            found = await self._mirrors.measure(source)
+            if found is None or found.state not in ("scanning", "applying"):
+                continue
+            files, count = found.files_total - found.files_done, found.bytes_total - found.bytes_done
+            if files >= MANY_FILES or count >= MANY_BYTES:
+                said.append(
+                    f"rda: {source} is on its way to the remote host: {files:,} files, {size(count)}. The start waits "
+                    "until it is there; rda status --watch shows how far it is"
+                )
+        return said
 
     # start
 
@@ -273,7 +298,7 @@ class Containers:
             return Outgoing()
         self._reconciler.start_begins(owned.id)
         try:
-            await self._flush(owned)
+            await self._flush(owned, "start")
             await self._forwards.reserve(owned.id, owned.name, owned.ports)
         except BaseException:
             await self._not_started(owned, description)
@@ -350,9 +375,12 @@ class Containers:
             await self._flush(self._reconciler.known(str(description.get("ContainerID", ""))))
         return Outgoing()
 
-    async def _flush(self, owned: Owned | None) -> None:
+    async def _flush(self, owned: Owned | None, what: str = "call") -> None:
         for source in owned.request.sources if owned is not None else ():
-            await self._mirrors.complete(source)
+            complete = self._mirrors.complete(source)
+            if self._waiting is not None and owned is not None:
+                complete = self._waiting.watch(f"{what} of {owned.name}", source, complete)
+            await complete
 
     # lists and descriptions
 

@@ -117,6 +117,20 @@ class MirrorStatus:
 
 
 @dataclass(frozen=True)
+class WaitStatus:
+    """A call that waits until a bind mount is complete.
+
+    :ivar call: for people, e.g. ``start of web``.
+    :ivar source: the local path.
+    :ivar since: seconds since the epoch.
+    """
+
+    call: str
+    source: str
+    since: float
+
+
+@dataclass(frozen=True)
 class RemoteCopy:
     """A copy on the remote host that no container uses any more.
 
@@ -202,6 +216,7 @@ class ContextStatus:
     """One context: a remote daemon and everything rda keeps for it.
 
     :ivar calls: the latest, newest first, and those that are under way.
+    :ivar waiting: those that wait for bind mounts, the longest first.
     """
 
     name: str
@@ -212,3 +227,4 @@ class ContextStatus:
     problems: tuple[Problem, ...] = field(default=())
     relay: RelayStatus = field(default=RelayStatus())
     calls: tuple[CallStatus, ...] = ()
+    waiting: tuple[WaitStatus, ...] = ()

@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 
 from rda.docker.ports import Listener
 from rda.forwards import Reservation
+from rda.status import MirrorStatus
 from rda.sync.mirrors import Place
 
 
@@ -56,6 +57,7 @@ class FakeMirrors:
     :ivar held: container -> the sources that it uses.
     :ivar flushing: flushes that the test has to end.
     :ivar failure: what places fail with.
+    :ivar measured: what is to be transferred, by source.
     """
 
     def __init__(self, journal: list[str]) -> None:
@@ -63,6 +65,7 @@ class FakeMirrors:
         self.held: dict[str, tuple[str, ...]] = {}
         self.flushing: list[Deferred[None]] = []
         self.failure: Exception | None = None
+        self.measured: dict[str, MirrorStatus] = {}
 
     def place(self, source: str, create_missing: bool = False) -> Deferred[Place]:
         self.journal.append(f"place {source} {create_missing}")
@@ -72,6 +75,9 @@ class FakeMirrors:
         self.journal.append(f"flush {source}")
         self.flushing.append(Deferred())
         return self.flushing[-1]
+
+    def measure(self, source: str) -> Deferred[MirrorStatus | None]:
+        return succeed(self.measured.get(source))
 
     def hold(self, container: str, sources: Iterable[str]) -> Deferred[None]:
         self.held[container] = tuple(sources)

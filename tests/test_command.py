@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ from twisted.trial.unittest import SynchronousTestCase
 from rda.command import COMMANDS, main
 from rda.command.base import Exit
 from rda.command.plugin import METADATA, own_words, plugin_main
-from rda.command.terminal import Terminal, bar, columns, duration, plain, size, sparkline
+from rda.command.terminal import Terminal, bar, columns, plain, sparkline
 from rda.config import Context, Remote
 from rda.record import Record, RecordedContext, write_record
 from rda.status import ContextStatus, ForwardStatus, LinkStatus, MirrorStatus, Problem
+from rda.words import duration, progress, size
 
 OK, TROUBLE, UNREACHABLE, USAGE = Exit.OK, Exit.TROUBLE, Exit.UNREACHABLE, Exit.USAGE
 
@@ -420,6 +421,14 @@ class TerminalTests(SynchronousTestCase):
         self.assertEqual(said, ["0 B", "999 B", "1.0 kB", "99.9 kB", "123 kB", "1.0 GB", "5.0 TB"])
         said = [duration(n) for n in (0.04, 1, 59.9, 60, 61, 3600, 90_000)]
         self.assertEqual(said, ["40 ms", "1 s", "59 s", "1 min", "1 min 1 s", "1 h", "1 d 1 h"])
+
+    def test_progress(self) -> None:
+        """How far a mirror is, is said with what is known of it."""
+        mirror = MirrorStatus("/x", "", "applying", files_done=1200, files_total=80_000)
+        self.assertEqual(progress(mirror), "1,200 of 80,000 files")
+        mirror = replace(mirror, bytes_done=5, bytes_total=4 * 10**9, rate=35e6, time_left=0.2)
+        self.assertEqual(progress(mirror), "1,200 of 80,000 files, 5 B of 4.0 GB, 35.0 MB/s, about 1 s left")
+        self.assertEqual(progress(replace(mirror, state="scanning")), "looking at the files here")
 
     def test_charts(self) -> None:
         """Bars and sparklines stay within their width, whatever the values."""

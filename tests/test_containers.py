@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from rda.api import DaemonAPI
@@ -19,6 +21,8 @@ from rda.docker.routes import Call, Outgoing
 from rda.docker.sources import Sources
 from rda.errors import BadRequest, PortUnavailable, Refused, SyncFailed
 from rda.reconciler import Reconciler
+from rda.status import MirrorStatus, WaitStatus
+from rda.waiting import EXPLAIN_SECONDS, Waiting
 from tests.fake_daemon import daemon
 from tests.fake_parts import FakeForwards, FakeMirrors
 
@@ -96,6 +100,25 @@ class CreateTests(ContainersCase):
         answer = self.answer(call, sent, 201, {"Id": WEB, "Warnings": []})
         self.assertEqual(answer, {"Id": WEB, "Warnings": []})
         self.assertEqual(self.mirrors.held, {WEB: ("/src",)})
+
+    def test_large_source(self) -> None:
+        """The answer to a create says when so much is on its way that the start will wait for it."""
+        large = MirrorStatus(
+            "/src", "", "applying", files_done=1, files_total=80_001, bytes_done=10, bytes_total=4_000_000_010
+        )
+        for found, warned in (
+            (large, True),
+            (replace(large, files_total=100), True),
+            (replace(large, bytes_total=1000), True),
+            (replace(large, files_total=100, bytes_total=1000), False),
+            (replace(large, state="idle"), False),
+        ):
+            self.mirrors.measured = {"/src": found}
+            call, sent = self.create(Binds=["/src:/app"])
+            answer = self.answer(call, sent, 201, {"Id": WEB, "Warnings": []})
+            self.assertEqual(bool(answer["Warnings"]), warned, found)
+            if found is large:
+                self.assertIn("/src is on its way to the remote host: 80,000 files, 4.0 GB", answer["Warnings"][0])
 
     def test_mounts_do_not_create(self) -> None:
         """A source in Mounts is not made when it is missing, as the daemon would not."""
@@ -271,6 +294,26 @@ class CreateTests(ContainersCase):
 
 
 class StartTests(ContainersCase):
+    def test_waits_visibly(self) -> None:
+        """While a start waits for its mounts, the status says so, and after some seconds the log too."""
+        clock, lines = Clock(), list[str]()
+        waiting = Waiting(clock, lambda: 1000.0, lambda source: "5 of 10 files")
+        self.containers._waiting = waiting
+        globalLogPublisher.addObserver(observer := lambda event: lines.append(str(formatEvent(event))))
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        _, sent = self.create(Binds=["/src:/app"])
+        self.there_is(sent)
+        _, decision = self.ask(b"POST", b"/containers/web/start")
+        self.assertNoResult(decision)
+        self.assertEqual(waiting.status(), (WaitStatus("start of web", "/src", 1000.0),))
+        clock.advance(EXPLAIN_SECONDS)
+        self.assertIn("start of web waits for /src: 5 of 10 files", lines)
+        clock.advance(4)
+        self.let_flush()
+        self.successResultOf(decision)
+        self.assertIn("start of web has waited 7 s for /src", lines)
+        self.assertEqual((waiting.status(), clock.getDelayedCalls()), ((), []))
+
     def made(self, **host_config: Any) -> None:
         call, sent = self.create(**host_config)
         self.sent = sent

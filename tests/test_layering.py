@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("containers",),
     ("reconciler",),
     ("api", "forwards", "exposed", "splice", "udp", "sync", "proxy", "ssh", "pages"),
-    ("record", "reload"),
+    ("record", "reload", "waiting", "words"),
     (
         "docker",
         "policy",
@@ -49,6 +49,7 @@ PURE = (
     "policy.py",
     "policy_config.py",
     "status.py",
+    "words.py",
     "docker/*.py",
     "proxy/wire.py",
     "proxy/counters.py",

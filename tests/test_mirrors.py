@@ -11,6 +11,7 @@ from unittest import mock
 
 from twisted.internet.defer import succeed
 from twisted.internet.task import Clock
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from rda.errors import BadRequest, LinkDown, SyncHalted
@@ -18,7 +19,8 @@ from rda.status import MirrorStatus, RemoteCopy
 from rda.sync import plan, scan
 from rda.sync.copies import Collected
 from rda.sync.mirror import Mirror, Settings
-from rda.sync.mirrors import Mirrors
+from rda.sync.mirrors import MEASURE_SECONDS, Mirrors
+from rda.sync.progress import REPORT_SECONDS
 from rda.sync.scan import Scanner
 from rda.sync.tree import Scope
 from rda.sync.watch import Hints
@@ -681,6 +683,43 @@ class ControlTests(MirrorCase):
             with self.assertRaises(BadRequest):
                 control(self.top)
         self.failureResultOf(self.mirrors.flush(self.top), BadRequest)
+
+    def test_long_transfer(self) -> None:
+        """A transfer that takes long is told of in the log, now and then and at its end."""
+        for number in range(40):
+            write(self.path(f"f{number:02}"), b"x" * 300_000)
+        lines: list[str] = []
+        globalLogPublisher.addObserver(observer := lambda event: lines.append(str(formatEvent(event))))
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+
+        def look(name: str, path: bytes) -> None:
+            self.clock.rightNow += 0.5
+
+        self.host.prepare = lambda files: setattr(files, "refuse", look)
+        self.place()
+        told = [line for line in lines if line.startswith(f"{self.local}: ")]
+        self.assertRegex(told[0], r": \d+ of 41 files, \S+ [kM]B of 12.0 MB, .* left$")
+        self.assertRegex(told[-1], r": all 41 files of this transfer are on the remote host, after \d\d+ s$")
+        self.assertLess(len(told), self.clock.seconds() / REPORT_SECONDS + 2)
+
+    def test_measure(self) -> None:
+        """What there is to transfer is told as soon as it is known, and not waited for for long."""
+        write(self.path("f"), b"1")
+        self.assertIsNone(self.successResultOf(self.mirrors.measure(self.local)))
+        self.place()
+        found = self.successResultOf(self.mirrors.measure(self.local))
+        assert found is not None
+        self.assertEqual((found.state, found.files_total), ("idle", 2))
+        mirror = self.mirrors._mirrors[self.local]
+        mirror._busy, mirror._counted = True, False
+        late = self.mirrors.measure(self.local)
+        self.assertNoResult(late)
+        self.clock.advance(MEASURE_SECONDS)
+        self.assertIsNone(self.successResultOf(late))
+        soon = self.mirrors.measure(self.local)
+        mirror._busy = False
+        mirror._measured()
+        self.assertIsNotNone(self.successResultOf(soon))
 
     def test_progress(self) -> None:
         """The status tells how far a transfer is, how fast it goes and how long the rest will take."""

@@ -29,6 +29,7 @@ from rda.status import (
     RelayStatus,
     RemoteCopy,
     RouteStatus,
+    WaitStatus,
 )
 from rda.sync.copies import Collected
 from tests.memory_network import Peer
@@ -157,6 +158,7 @@ class SchemaTests(SynchronousTestCase):
         "Totals of Docker's calls": RelayStatus,
         "A kind of call": RouteStatus,
         "A call": CallStatus,
+        "A call that waits": WaitStatus,
     }
 
     def test_documented(self) -> None:

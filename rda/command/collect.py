@@ -9,7 +9,8 @@ from typing import Any
 
 from rda.command.base import Command, Exit
 from rda.command.endpoint import Agent, find_agent
-from rda.command.terminal import Terminal, columns, duration, plain, size
+from rda.command.terminal import Terminal, columns, plain
+from rda.words import duration, size
 
 __all__ = ["COMMAND"]
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from rda.command.base import Command, Exit
 from rda.command.endpoint import find_agent
-from rda.command.terminal import Terminal, bar, columns, duration, plain, size
+from rda.command.terminal import Terminal, bar, columns, plain
+from rda.words import duration, size
 
 __all__ = ["FORWARDS", "MIRRORS", "forward_lines", "mirror_lines"]
 

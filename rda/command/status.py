@@ -13,7 +13,8 @@ from rda.command.base import Command, Exit, Unreachable
 from rda.command.endpoint import Agent, find_agent
 from rda.command.events import events
 from rda.command.lists import forward_lines, mirror_lines
-from rda.command.terminal import Terminal, duration, plain, sparkline
+from rda.command.terminal import Terminal, plain, sparkline
+from rda.words import duration
 
 __all__ = ["COMMAND", "describe", "is_well"]
 
@@ -69,6 +70,9 @@ def _context(context: Mapping[str, Any], terminal: Terminal, now: float) -> Iter
     if context["mirrors"]:
         yield terminal.style("  mounts", "bold")
         yield from mirror_lines(context["mirrors"], now, "    ")
+    for wait in context["waiting"]:
+        waited = duration(max(0.0, now - wait["since"]))
+        yield terminal.style(f"  {plain(wait['call'])} waits for {plain(wait['source'])}, for {waited} now", "yellow")
     problems = [f"{plain(subject)}: {plain(message)}" for subject, message in _problems(context)]
     if problems:
         yield terminal.style("  problems", "bold", "red")

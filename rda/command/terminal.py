@@ -1,4 +1,4 @@
-"""Printing for people: colours where they are seen, and numbers as they are said."""
+"""Printing for people: colours where they are seen, tables, bars and charts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
-__all__ = ["Terminal", "bar", "duration", "plain", "size", "sparkline"]
+__all__ = ["Terminal", "bar", "columns", "plain", "sparkline"]
 
 _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 
@@ -72,27 +72,6 @@ class Terminal:
 def plain(text: str) -> str:
     """A text from elsewhere without what a terminal would obey: control characters, bidirectional overrides."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-
-
-def size(count: float) -> str:
-    """Bytes, with a decimal prefix and two or three digits."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def duration(seconds: float) -> str:
-    """A span of time in its two largest units."""
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    whole = int(seconds)
-    for unit, length, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
-        if whole >= length:
-            rest = whole % length // part
-            return f"{whole // length} {unit}" + (f" {rest} {smaller}" if rest else "")
-    return f"{whole} s"
 
 
 def bar(part: float, width: int = 20) -> str:

@@ -38,6 +38,7 @@ from rda.sync.remote_watch import RemoteWatch
 from rda.sync.scan import RootProblem, Scanner
 from rda.sync.tree import WHOLE, Kind, RemoteSnapshot, Scope, Snapshot, printable, within
 from rda.sync.watch import Hints, Watcher
+from rda.words import progress
 
 #: Seconds before a pass or a path that failed is tried again; doubled each time up to the second number.
 RETRY_FIRST, RETRY_LONGEST = 1.0, 60.0
@@ -165,7 +166,9 @@ class Mirror:
         self._latency: float | None = None
         self._took = 0.0
         self._noticed: float | None = None
-        self._transfer = Transfer(self._clock.seconds, self._check)
+        self._counted = True
+        self._measuring: list[Deferred[None]] = []
+        self._transfer = Transfer(self._clock.seconds, self._check, self._report)
 
     # -- what others ask for
 
@@ -264,6 +267,25 @@ class Mirror:
         if self._paused:
             raise Paused("it is paused. Let it go on with: rda resume")
 
+    def _report(self) -> None:
+        """A transfer takes long: say how far it is."""
+        self._log.info("{source}: {progress}", source=self.source, progress=progress(self.status()))
+
+    def measured(self) -> Deferred[None]:
+        """Fire when it is known how much there is to transfer: at once when nothing is under way."""
+        done: Deferred[None] = Deferred()
+        if self._busy and not self._counted:
+            self._measuring.append(done)
+        else:
+            done.callback(None)
+        return done
+
+    def _measured(self) -> None:
+        self._counted = True
+        measuring, self._measuring = self._measuring, []
+        for one in measuring:
+            one.callback(None)
+
     # -- passes
 
     async def _run(self) -> None:
@@ -291,10 +313,18 @@ class Mirror:
                 self._passed(noticed)
                 self._answer(waiters)
         self._busy = False
+        self._measured()
 
     def _passed(self, noticed: float | None) -> None:
         self._state = "halted" if self._halted else "idle"
         self._reason = ""
+        if self._transfer.reported:
+            self._log.info(
+                "{source}: all {files} files of this transfer are on the remote host, after {seconds:.0f} s",
+                source=self.source,
+                files=self._transfer.files_done,
+                seconds=self._transfer.seconds,
+            )
         if self._transfer.files_total and noticed is not None:
             self._last_change = time.time()
             self._latency = self._clock.seconds() - noticed
@@ -367,6 +397,7 @@ class Mirror:
         if b"" in scope.trees:
             self._halted = ""
         self._transfer.begin()
+        self._counted = False
         manifest = await self._opened()
         connecting = Deferred.fromCoroutine(self._prepared_remote(manifest, b"" in scope.trees))
         looking = Deferred.fromCoroutine(self._looked(scope, manifest))
@@ -533,6 +564,7 @@ class Mirror:
         self._transfer.expect(len(todo), sum(put.entry.size for put in todo.put))
         if back is not None:
             self._transfer.expect(len(back.pull), sum(entry.size for _, entry, _ in back.pull.get))
+        self._measured()
 
     async def _bring_back(self, back: both.TwoWay, manifest: Manifest, remote: RemoteTree) -> set[bytes]:
         """The remote's half of a two-way plan; returns what changed here meanwhile."""

@@ -34,6 +34,9 @@ from rda.sync.watch import Watcher
 #: Seconds for which a place that no container uses yet stays live: a create that is still on its way.
 GRACE = 120.0
 
+#: Seconds that somebody who only wants to know how much is to be transferred waits for it.
+MEASURE_SECONDS = 2.0
+
 
 @dataclass(frozen=True)
 class Place:
@@ -279,6 +282,25 @@ class Mirrors(Service):
             await self._mirrors.pop(source).stop()
 
     # -- what it looks like
+
+    def measure(self, source: str) -> Deferred[MirrorStatus | None]:
+        """Fire with a source's status as soon as it tells how much is to be transferred.
+
+        None when that takes longer than :data:`MEASURE_SECONDS`, or it is not mirrored. Never fails.
+        """
+        mirror = self._mirrors.get(os.path.abspath(source))
+        if mirror is None:
+            return succeed(None)
+        late: Deferred[MirrorStatus | None] = Deferred()
+
+        def measured(_: None) -> None:
+            if timer.active():
+                timer.cancel()
+                late.callback(mirror.status())
+
+        timer = self._clock.callLater(MEASURE_SECONDS, late.callback, None)
+        mirror.measured().addCallback(measured)
+        return late
 
     def status(self) -> tuple[MirrorStatus, ...]:
         """What every mirror is doing."""

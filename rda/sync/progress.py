@@ -9,16 +9,29 @@ from collections.abc import Callable
 SAMPLE = 0.25
 SAMPLES = 40
 
+#: Seconds between two lines in the log about a transfer.
+REPORT_SECONDS = 10.0
+
 
 class Transfer:
     """What one pass has done so far. Counts only; whoever does the work raises them.
 
     :param seconds: a clock.
     :param check: raises an RdaError when no more should be done.
+    :param report: called every :data:`REPORT_SECONDS` while something is transferred.
+    :ivar reported: how often it was called in this pass.
     """
 
-    def __init__(self, seconds: Callable[[], float], check: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        seconds: Callable[[], float],
+        check: Callable[[], None],
+        report: Callable[[], None] = lambda: None,
+    ) -> None:
         self._seconds = seconds
+        self._report = report
+        self.reported = 0
+        self._began = 0.0
         self._may_go_on = check
         self.files_done = self.files_total = self.bytes_done = self.bytes_total = 0
         self._samples: deque[tuple[float, int, int]] = deque(maxlen=SAMPLES)
@@ -27,6 +40,7 @@ class Transfer:
         """A new pass: nothing is done, and nothing is known to be to do."""
         self.files_done = self.files_total = self.bytes_done = self.bytes_total = 0
         self._samples.clear()
+        self.reported = 0
 
     def expect(self, files: int, size: int) -> None:
         """There is so much more to do.
@@ -36,7 +50,8 @@ class Transfer:
         self.files_total += files
         self.bytes_total += size
         if not self._samples:
-            self._samples.append((self._seconds(), 0, 0))
+            self._began = self._seconds()
+            self._samples.append((self._began, 0, 0))
 
     def check(self) -> None:
         """Called between steps: raises when no more should be done."""
@@ -44,6 +59,14 @@ class Transfer:
         now = self._seconds()
         if self._samples and now - self._samples[-1][0] >= SAMPLE:
             self._samples.append((now, self.files_done, self.bytes_done))
+            if now - self._began >= (self.reported + 1) * REPORT_SECONDS:
+                self.reported += 1
+                self._report()
+
+    @property
+    def seconds(self) -> float:
+        """How long it has taken so far."""
+        return self._seconds() - self._began
 
     def rate(self) -> float:
         """Bytes per second, lately."""

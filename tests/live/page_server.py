@@ -18,7 +18,16 @@ from twisted.protocols.basic import LineReceiver
 from rda.pages.logs import RecentLog
 from rda.pages.tree import Pages
 from rda.proxy.server import DockerSite
-from rda.status import CallStatus, ContextStatus, ForwardStatus, LinkStatus, MirrorStatus, Problem, RelayStatus
+from rda.status import (
+    CallStatus,
+    ContextStatus,
+    ForwardStatus,
+    LinkStatus,
+    MirrorStatus,
+    Problem,
+    RelayStatus,
+    WaitStatus,
+)
 from tests.memory_network import MemoryEndpoint, Network
 from tests.relay_case import Rewriter
 from tests.test_pages import FakeControl
@@ -133,8 +142,11 @@ def busy(now: float) -> ContextStatus:
         ),
         ForwardStatus("c4", "dns", "53/udp", "127.0.0.1:5353", "127.0.0.1:32770", "open", "", 1, 4, 800, 2_400),
     )
+    waiting = (WaitStatus("start of trainer", "/home/alice/projects/vision/datasets", now - 21),)
     relay = RelayStatus(6, 18_421, 12, 2, 1, 0, 48_300_000, 912_000_000)
-    return ContextStatus("default", ("tcp://localhost:23750",), link(now), forwards, mirrors, (), relay, calls(now))
+    return ContextStatus(
+        "default", ("tcp://localhost:23750",), link(now), forwards, mirrors, (), relay, calls(now), waiting
+    )
 
 
 def down(now: float) -> ContextStatus:

@@ -200,13 +200,19 @@ function progress(mirror) {
   ];
 }
 
-function mirrorRow(mirror, now) {
+function waits(waiting, mirror, now) {
+  return waiting.filter((one) => one.source === mirror.source).map((one) =>
+    element("p", { class: "facts-line waits" }, `${one.call} has been waiting for it for ${span(Math.max(1, Math.round(now - one.since)))}`));
+}
+
+function mirrorRow(mirror, waiting, now) {
   const hidden = mirror.problems_total - mirror.problems.length;
   return element("li", { class: "mirror" },
     element("div", { class: "line1" },
       element("span", { class: "path" }, path(mirror.source)),
       badge(MIRROR_WORDS[mirror.state] || mirror.state, MIRROR_LOOKS[mirror.state])),
     progress(mirror) || element("p", { class: "facts-line" }, mirrorFacts(mirror, now)),
+    waits(waiting, mirror, now),
     mirror.problems.slice(0, 10).map((one) => problem(one, now)),
     mirror.conflicts.slice(0, 10).map((one) => problem(one, now, "conflict")),
     hidden > 0 ? element("p", { class: "facts-line" }, `and ${plural(hidden, "problem", "problems")} more`) : null);
@@ -272,7 +278,7 @@ function contextSection(context, now) {
       linkCard(link, now),
       totalsCard(context),
       card("mirrors", "Bind mounts", context.mirrors.length
-        ? element("ul", { class: "rows" }, context.mirrors.map((mirror) => mirrorRow(mirror, now)))
+        ? element("ul", { class: "rows" }, context.mirrors.map((mirror) => mirrorRow(mirror, context.waiting, now)))
         : empty("Nothing is mirrored. ", code("docker run -v ./site:/www …"), " brings a directory of this machine into a container.")),
       card("forwards", "Published ports", context.forwards.length
         ? forwardsTable(context.forwards)
