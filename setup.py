@@ -39,6 +39,7 @@ setup(
     ],
     extras_require={
         "test": TEST,
+        "bench": ["asyncssh>=2.14"],  # what bench/ssh.py compares rda's link with
         "dev": [*TEST, "ruff>=0.6", "mypy>=1.11", "mypy-zope>=1.0.5"],
     },
     entry_points={

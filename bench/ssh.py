@@ -5,7 +5,8 @@
 Every contender forwards a local UNIX-domain socket to the same remote one, where a small service of this file answers
 (``--serve``: it is started on the remote host with ssh, which needs python3 there; or give ``--socket`` of one that
 runs already). The measurements are the same program for all of them. Rounds are interleaved, so that what else happens
-on the machine meets all alike; medians are shown, and the ratio to ``ssh -L`` with its default cipher.
+on the machine meets all alike. Medians are shown, and in brackets the median of the rounds' ratios to ``ssh -L`` with
+its default cipher; how far that one's own values are apart, in percent of their median, says how noisy it was.
 
 Added round trips are made by a relay of this file (``--delay``) between the contender and the server.
 """
@@ -17,6 +18,7 @@ import asyncio
 import contextlib
 import importlib.util
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -32,6 +34,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CHUNK = 256 * 1024
+IDLE_CHANNELS = 1000
 TICKS = os.sysconf("SC_CLK_TCK")
 
 # -- the service at the remote end: one line asks, the answer follows -----------------------------------------------
@@ -393,8 +396,10 @@ def latency(contender: Contender, count: int) -> Iterator[tuple[str, float]]:
     yield "kept ms", statistics.median(kept) * 1e3
 
 
-def latency_under_load(contender: Contender, count: int, size: int) -> Iterator[tuple[str, float]]:
-    """Milliseconds (p50) of a small request on a kept connection while another downloads."""
+def latency_under_load(contender: Contender, count: int, size: int, kept: float) -> Iterator[tuple[str, float]]:
+    """Milliseconds (p50) of a small request on a kept connection while another downloads; and how often ``kept``, the
+    seconds that it takes when nothing else happens.
+    """
     with contender.connect() as busy, contender.connect() as peer:
         ping(peer)
         thread = threading.Thread(target=receive, args=(busy, size))
@@ -406,6 +411,7 @@ def latency_under_load(contender: Contender, count: int, size: int) -> Iterator[
             times.append(time.perf_counter() - began)
         thread.join()
     yield "loaded ms", statistics.median(times) * 1e3
+    yield "loaded/kept", statistics.median(times) / kept
 
 
 def memory(contender: Contender) -> Iterator[tuple[str, float]]:
@@ -418,10 +424,10 @@ def memory(contender: Contender) -> Iterator[tuple[str, float]]:
     time.sleep(0.2)
     before = contender.memory()
     peers = []
-    for _ in range(400):
+    for _ in range(IDLE_CHANNELS):
         peers.append(contender.connect())
         ping(peers[-1])
-    yield "idle KB/channel", max(0, contender.memory() - before) / 400 / 1e3
+    yield "idle KB/channel", max(0, contender.memory() - before) / IDLE_CHANNELS / 1e3
     for peer in peers:
         peer.close()
 
@@ -433,8 +439,9 @@ def measure(contender: Contender, options: argparse.Namespace, round_trip: float
     yield from bulk(contender, send, size)
     yield from parallel(contender, size)
     count = 200 if not round_trip else 10
-    yield from latency(contender, count)
-    yield from latency_under_load(contender, count, size)
+    for what, value in latency(contender, count):
+        yield what, value
+    yield from latency_under_load(contender, count, size, value / 1e3)
 
 
 # -- the run ---------------------------------------------------------------------------------------------------------
@@ -484,11 +491,18 @@ def run_at(options: argparse.Namespace, names: list[str], round_trip: float, dir
 def print_table(results: dict[tuple[str, str], list[float]], names: list[str], title: str) -> None:
     """A line for each measurement: the medians, and the ratios to the first contender."""
     print(f"\n{title}")
-    print(f"{'':16}" + "".join(f"{name:>22}" for name in names))
+    print(f"{'':16}" + "".join(f"{name:>22}" for name in names) + f"{'spread':>10}")
     for what in dict.fromkeys(what for what, _ in results):
-        medians = [statistics.median(results[what, name]) for name in names]
-        first = medians[0] or float("nan")
-        print(f"{what:16}" + "".join(f"{value:14.2f} ({value / first:4.2f}x)" for value in medians), flush=True)
+        first = results[what, names[0]]
+        cells = []
+        for name in names:
+            values = results[what, name]
+            ratio = statistics.median(
+                value / (other or float("nan")) for value, other in zip(values, first, strict=True)
+            )
+            cells.append(f"{statistics.median(values):14.2f} ({ratio:4.2f}x)")
+        spread = (max(first) - min(first)) / (statistics.median(first) or float("nan"))
+        print(f"{what:16}" + "".join(cells) + f"{spread:10.0%}", flush=True)
 
 
 def serve_remotely(options: argparse.Namespace) -> subprocess.Popen[str]:
@@ -544,6 +558,8 @@ def main() -> None:
     elif options.forward:
         {"rda": forward_rda, "asyncssh": forward_asyncssh}[options.forward](options)
     else:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # for the idle channels, here and in what is started
         names = options.only.split(",") if options.only else list(CONTENDERS)
         if importlib.util.find_spec("asyncssh") is None:
             names = [name for name in names if name != "asyncssh"]
