@@ -396,22 +396,28 @@ def latency(contender: Contender, count: int) -> Iterator[tuple[str, float]]:
     yield "kept ms", statistics.median(kept) * 1e3
 
 
-def latency_under_load(contender: Contender, count: int, size: int, kept: float) -> Iterator[tuple[str, float]]:
-    """Milliseconds (p50) of a small request on a kept connection while another downloads; and how often ``kept``, the
-    seconds that it takes when nothing else happens.
+def latency_under_load(contender: Contender, size: int, fresh: float) -> Iterator[tuple[str, float]]:
+    """Milliseconds (p50) of a small request while another downloads, on a kept connection and on new ones; the latter
+    in ``fresh``, which is how many they are when nothing else happens.
     """
+    kept_times, fresh_times = [], []
     with contender.connect() as busy, contender.connect() as peer:
         ping(peer)
         thread = threading.Thread(target=receive, args=(busy, size))
         thread.start()
-        times = []
-        while thread.is_alive() and len(times) < count:
+        while thread.is_alive():
             began = time.perf_counter()
             ping(peer)
-            times.append(time.perf_counter() - began)
+            kept_times.append(time.perf_counter() - began)
+            began = time.perf_counter()
+            with contender.connect() as new:
+                ping(new)
+                fresh_times.append(time.perf_counter() - began)
         thread.join()
-    yield "loaded ms", statistics.median(times) * 1e3
-    yield "loaded/kept", statistics.median(times) / kept
+    loaded = statistics.median(fresh_times) * 1e3
+    yield "loaded kept ms", statistics.median(kept_times) * 1e3
+    yield "loaded fresh ms", loaded
+    yield "loaded/idle", loaded / fresh
 
 
 def memory(contender: Contender) -> Iterator[tuple[str, float]]:
@@ -439,9 +445,9 @@ def measure(contender: Contender, options: argparse.Namespace, round_trip: float
     yield from bulk(contender, send, size)
     yield from parallel(contender, size)
     count = 200 if not round_trip else 10
-    for what, value in latency(contender, count):
-        yield what, value
-    yield from latency_under_load(contender, count, size, value / 1e3)
+    times = dict(latency(contender, count))
+    yield from times.items()
+    yield from latency_under_load(contender, size, times["fresh ms"])
 
 
 # -- the run ---------------------------------------------------------------------------------------------------------
