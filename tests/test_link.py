@@ -18,15 +18,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from rda.config import Remote as RemoteConfig
 from rda.errors import ChannelRefused, CommandFailed, ConfigError, HostKeyRefused, LinkDown, LoginFailed
 from rda.ssh.docker_socket import SPARES, DockerAddress, parse_docker
-from rda.ssh.line import (
-    DOUBT_SECONDS,
-    FIRST_DELAY,
-    LONGEST_DELAY,
-    QUIET_SECONDS,
-    TRUST_AGAIN_SECONDS,
-    WAIT_FOR_LINK,
-    Backoff,
-)
+from rda.ssh.keepalive import DOUBT_SECONDS, QUIET_SECONDS
+from rda.ssh.line import FIRST_DELAY, LONGEST_DELAY, TRUST_AGAIN_SECONDS, WAIT_FOR_LINK, Backoff
 from rda.ssh.link import Link
 from rda.ssh.target import Target
 from rda.status import LinkStatus

@@ -6,7 +6,7 @@ From the top to the bottom::
     link             what the rest of rda sees (rda.interfaces.IRemoteHost): lines, pools and spares put together
     docker_socket    which way leads to the Docker socket, and channels that are open before they are needed
     sessions         commands and subsystems within the server's MaxSessions
-    line             one SSH connection that always comes back: retries, keepalive, whoever waits for it
+    line             one SSH connection that always comes back: retries, whoever waits for it; keepalive watches it
     connect          opening one connection: TCP, jump hosts, a proxy command (proxy_command)
     ssh_config       what --remote means: by ssh -G, or without it by ssh_config_file; the result is a target
     login            who we are: user authentication; identities and agent have the keys, askpass the passphrases

@@ -22,8 +22,8 @@ from rda.ssh.address_family import in_family
 from rda.ssh.channels import direct_tcp
 from rda.ssh.host_keys import HostKeys
 from rda.ssh.identities import KeyStore
+from rda.ssh.keepalive import WatchedTransport
 from rda.ssh.known_hosts import HostName
-from rda.ssh.line import WatchedTransport
 from rda.ssh.login import Login, LoginKeys
 from rda.ssh.options import HANDSHAKE_SECONDS, REKEY_BYTES, REKEY_SECONDS, Options
 from rda.ssh.proxy_command import ProxyCommandEndpoint

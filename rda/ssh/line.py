@@ -13,7 +13,6 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
 from twisted.application.internet import ClientService
@@ -35,9 +34,10 @@ from zope.interface import implementer
 
 from rda.errors import HostKeyRefused, LinkDown, RdaError
 from rda.ssh.channels import Connection
+from rda.ssh.keepalive import Keepalive, Opened
 from rda.ssh.transport import ClientTransport
 
-__all__ = ["Backoff", "Line", "Opened", "WatchedTransport"]
+__all__ = ["Backoff", "Line"]
 
 #: Seconds before the first new attempt, and the most between two. The second is what a user whose network is back waits
 #: at worst without :meth:`Line.retry`.
@@ -60,61 +60,15 @@ MAX_WAITING = 1024
 #: Seconds without a channel after which a line that is only connected when needed is closed.
 IDLE_SECONDS = 60.0
 
-
 #: Seconds that pass before a request makes rda try again what only a person can mend, as they may have done: a host key
 #: that was not trusted, which costs nothing; and a refused login, which servers count.
 TRUST_AGAIN_SECONDS = 2.0
 LOG_IN_AGAIN_SECONDS = 30.0
 
-#: Seconds of silence after which sending makes rda ask the peer for a sign of life.
-QUIET_SECONDS = 2.0
-
-#: Seconds that a peer in doubt has to answer, and the same in round trips for slow paths.
-DOUBT_SECONDS = 3.0
-DOUBT_ROUND_TRIPS = 4
-
 #: Measured round trips that are remembered, for the status: a quarter of an hour of a quiet link's.
 ROUND_TRIPS_KEPT = 180
 
 T = TypeVar("T")
-
-
-class WatchedTransport(ClientTransport):
-    """A transport that knows when it last heard of its peer.
-
-    :ivar heard_at: by its clock, in seconds.
-    :ivar on_quiet: called when data is sent to a peer that has been quiet for :data:`QUIET_SECONDS`.
-    """
-
-    heard_at = float("-inf")
-    on_quiet: Callable[[], None] | None = None
-
-    def send_channel_data(self, recipient: int, data: memoryview, size: int) -> int:
-        """Whoever sends waits for an answer: do not trust a silence of some seconds."""
-        sent = super().send_channel_data(recipient, data, size)
-        if self.on_quiet is not None and self.clock.seconds() - self.heard_at >= QUIET_SECONDS:
-            self.on_quiet()
-        return sent
-
-    def dataReceived(self, data: bytes) -> None:
-        """Anything that comes is a sign of life: on a busy line the answer to a ping may queue behind megabytes."""
-        self.heard_at = self.clock.seconds()
-        super().dataReceived(data)
-
-
-@dataclass(frozen=True)
-class Opened:
-    """What opening gives: the transport, ready, and how its life is watched.
-
-    :ivar label: ``user@host:port`` as resolved.
-    :ivar alive_interval: seconds between probes.
-    :ivar alive_count: probes without an answer until the peer counts as dead.
-    """
-
-    transport: WatchedTransport
-    label: str
-    alive_interval: float
-    alive_count: int
 
 
 class Backoff:
@@ -183,7 +137,7 @@ class Line(Service):
         self._failure: RdaError | None = None
         self._failed_at = 0.0
         self._connected_at = 0.0
-        self._watch: _Keepalive | None = None
+        self._watch: Keepalive | None = None
         self._idle_timer: IDelayedCall | None = None
         self._closing: Deferred[None] | None = None
         self.opened: Opened | None = None
@@ -379,7 +333,7 @@ class Line(Service):
         self.opened = opened
         self.connects += 1
         self._connected_at = self._clock.seconds()
-        self._watch = _Keepalive(opened, self._clock, self._measured)
+        self._watch = Keepalive(opened, self._clock, self._measured)
         self._become("connected")
         waiting = list(self._waiting)
         for one in waiting:
@@ -453,87 +407,6 @@ class Line(Service):
         if (state, reason) != (self.state, self.reason):
             self.state, self.reason, self.since = state, reason, self._wall_clock()
             self._on_change()
-
-
-class _Keepalive:
-    """Asks the peer for a sign of life, and ends the connection of one that gives none (ssh_config's ServerAlive*).
-
-    Like ssh, it takes whatever comes from the peer for one.
-    """
-
-    def __init__(self, opened: Opened, clock: IReactorTime, measured: Callable[[float], None]) -> None:
-        self._opened = opened
-        self._clock = clock
-        self._measured = measured
-        self._missed = 0
-        self._asked = False
-        self._timer: IDelayedCall | None = None
-        self._doubt: IDelayedCall | None = None
-
-    def start(self) -> None:
-        self._opened.transport.on_quiet = self.doubt
-        self.probe()
-
-    def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._trust()
-
-    def _trust(self) -> None:
-        if self._doubt is not None:
-            self._doubt.cancel()
-            self._doubt = None
-
-    def doubt(self) -> None:
-        """Perhaps the peer is not there any more: then it does not answer soon."""
-        if self._doubt is not None:
-            return  # it is in doubt already, and must not become less so by more changes
-        seconds = max(DOUBT_SECONDS, DOUBT_ROUND_TRIPS * (self._opened.transport.connection.round_trip or 0.0))
-        self._asked = False  # the last question may have got lost on the old way
-        self.probe()
-        self._doubt = self._clock.callLater(seconds, self._unanswered, seconds)
-
-    def _heard_within(self, seconds: float) -> bool:
-        return self._clock.seconds() - self._opened.transport.heard_at < seconds
-
-    def _unanswered(self, seconds: float) -> None:
-        self._doubt = None
-        if not self._heard_within(seconds):
-            self._dead(f"has not answered for {seconds:.0f} s")
-
-    def probe(self) -> None:
-        """Ask now, and again after each interval."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._clock.callLater(self._opened.alive_interval, self._tick)
-        if not self._asked:
-            self._asked = True
-            self._opened.transport.ping().addCallbacks(self._answered, lambda _: None)
-
-    def _answered(self, seconds: float) -> None:
-        self._asked = False
-        self._missed = 0
-        self._trust()
-        self._measured(seconds)
-
-    def _tick(self) -> None:
-        self._timer = None
-        if self._heard_within(self._opened.alive_interval):
-            self._missed = 0
-        elif self._asked:
-            self._missed += 1
-        if self._missed >= self._opened.alive_count:
-            silence = self._opened.alive_interval * self._opened.alive_count
-            self._dead(f"has not answered for {silence:.0f} s")
-        else:
-            self.probe()
-
-    def _dead(self, what: str) -> None:
-        transport = self._opened.transport
-        transport.fail(LinkDown(f"{self._opened.label} {what}."))
-        # It takes no farewell either.
-        transport.abortConnection()
 
 
 @implementer(IStreamClientEndpoint)

@@ -34,7 +34,8 @@ from rda.ssh.channels import Connection, command, direct_tcp, streamlocal, subsy
 from rda.ssh.connect import Connector
 from rda.ssh.docker_socket import DockerAddress, DockerSocket, parse_docker
 from rda.ssh.identities import AskPassphrase, KeyStore
-from rda.ssh.line import WAIT_FOR_LINK, Backoff, Line, Opened
+from rda.ssh.keepalive import Opened
+from rda.ssh.line import WAIT_FOR_LINK, Backoff, Line
 from rda.ssh.network_watch import NetworkWatch
 from rda.ssh.sessions import MAX_SESSIONS, SessionConnection, SessionPool
 from rda.ssh.sftp import SFTPFiles

@@ -24,6 +24,7 @@ import re
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from rda.config import Remote
 from rda.errors import ConfigError
@@ -177,14 +178,7 @@ def make_target(
         value = settings.get(keyword, [default])[0]
         return "" if value.lower() == "none" and keyword != "identityagent" else value
 
-    port = named.port or int(_number(get("port", "22"), "Port"))
-    user = named.user or get("user", surroundings.user)
-    # HostName knows %h and %% only; everything else may use what it resolves to.
-    host = get("hostname", named.host).replace("%h", named.host).replace("%%", "%")
-    if not _HOST.fullmatch(host):
-        raise ConfigError([f"ssh_config: HostName {host!r} is not a valid host name"])
-    if not _USER.fullmatch(user):
-        raise ConfigError([f"remote: no valid remote user for {named.host} ({user!r}); write user@{named.host}"])
+    host, port, user = _where(get, named, surroundings)
     alias = get("hostkeyalias")
     tokens = _tokens(named.host, host, port, user, alias, surroundings)
 
@@ -196,8 +190,6 @@ def make_target(
         *_several(get("globalknownhostsfile", _DEFAULT_GLOBAL_KNOWN_HOSTS)),
     )
     _refuse_what_cannot_be_done(get, remote)
-    rekey_bytes, rekey_seconds = _rekey_limit(get("rekeylimit"))
-    interval = _number(get("serveraliveinterval") or "0", "ServerAliveInterval")
     return Target(
         original=named.host,
         host=host,
@@ -212,17 +204,41 @@ def make_target(
         host_key_alias=alias,
         accept_new=remote.accept_new or get("stricthostkeychecking").lower() == "accept-new",
         proxy_command=_substitute(get("proxycommand"), tokens),
-        alive_interval=interval or ALIVE_INTERVAL,
-        alive_count=max(1, int(_number(get("serveralivecountmax", str(ALIVE_COUNT)), "ServerAliveCountMax"))),
-        connect_timeout=_number(get("connecttimeout") or "0", "ConnectTimeout") or CONNECT_TIMEOUT,
         compression=_is_yes(get("compression")),
         address_family=_family(get("addressfamily") or "any"),
         bind_address=get("bindaddress"),
         allowed=Allowed.by(settings, defaults or {}),
         rsa_bits=int(_number(get("requiredrsasize", "1024"), "RequiredRSASize")),
-        rekey_bytes=rekey_bytes,
-        rekey_seconds=rekey_seconds,
+        **_times(get),
     )
+
+
+def _where(get: Callable[[str, str], str], named: Named, surroundings: Surroundings) -> tuple[str, int, str]:
+    """Host, port and user to connect to."""
+    # HostName knows %h and %% only; everything else may use what it resolves to.
+    host = get("hostname", named.host).replace("%h", named.host).replace("%%", "%")
+    user = named.user or get("user", surroundings.user)
+    if not _HOST.fullmatch(host):
+        raise ConfigError([f"ssh_config: HostName {host!r} is not a valid host name"])
+    if not _USER.fullmatch(user):
+        raise ConfigError([f"remote: no valid remote user for {named.host} ({user!r}); write user@{named.host}"])
+    return host, named.port or int(_number(get("port", "22"), "Port")), user
+
+
+def _times(get: Callable[[str, str], str]) -> dict[str, Any]:
+    """How long to wait for what, and when new keys are due: the values of those attributes."""
+
+    def number(keyword: str, spelled: str) -> float:
+        return _number(get(keyword, "0") or "0", spelled)
+
+    rekey_bytes, rekey_seconds = _rekey_limit(get("rekeylimit", ""))
+    return {
+        "alive_interval": number("serveraliveinterval", "ServerAliveInterval") or ALIVE_INTERVAL,
+        "alive_count": int(number("serveralivecountmax", "ServerAliveCountMax")) or ALIVE_COUNT,
+        "connect_timeout": number("connecttimeout", "ConnectTimeout") or CONNECT_TIMEOUT,
+        "rekey_bytes": rekey_bytes,
+        "rekey_seconds": rekey_seconds,
+    }
 
 
 def _is_yes(value: str) -> bool:

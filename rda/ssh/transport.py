@@ -265,10 +265,13 @@ class ClientTransport(conch.SSHClientTransport):
         self.fail(LinkDown("The attempt to connect was given up."))
         ready.errback(CancelledError())
 
-    def _give_up(self, why: str) -> None:
+    def give_up(self, reason: RdaError) -> None:
         """End the connection to a peer that would not take a disconnect message either."""
-        self._reason = self._reason or LinkDown(f"{self._peer()} {why}.")
+        self._reason = self._reason or reason
         self.abortConnection()
+
+    def _give_up(self, why: str) -> None:
+        self.give_up(LinkDown(f"{self._peer()} {why}."))
 
     def _peer(self) -> str:
         peer: Any = self.transport.getPeer() if self.transport is not None else None
