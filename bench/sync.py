@@ -1,13 +1,19 @@
-"""rda's mirrors beside rsync, tar, scp, unison and lsyncd (and Mutagen, if it is installed), in one interleaved run.
+"""rda's mirrors beside rsync, tar, scp, unison, lsyncd and Mutagen, those that are installed, in one interleaved run.
 
     python bench/sync.py                                  # against the throwaway remote host (see tests/live/host.py)
     python bench/sync.py --remote root@host:22 --identity KEY --known-hosts FILE --seen-at /mnt/host
+    python bench/sync.py --round-trips 0,20,100           # a longer way: milliseconds added to each round trip
 
 Trees are made from a seed: ``a`` 10,000 small files in 600 directories, ``b`` one file of 1 GiB, ``c`` 25,000 mixed
 files in 5,400 directories (``--scale`` shrinks them all). What is measured: the first transfer; nothing changed; one
 file changed; 1 % changed; for ``b`` 1 MiB appended, and 1 MiB changed inside; and how long a local write takes until it
 is seen on the remote (which needs the remote's files to be visible here: ``--seen-at``). After each contender's turn
 both sides are compared. Medians of the rounds are shown, and the ratio to rsync.
+
+With each transfer goes the processor time used here and on the remote (there by sshd and what it starts, as /proc
+tells it), and for each tree the largest resident size of any process here. On a machine that is busy with other things
+processor time says more than seconds do. A transfer that takes longer than ``--patience`` is given up, and so is this
+contender with this tree.
 
 rda runs as it does in service: one process, connected all the time (``--agent``); the others start and connect anew for
 each transfer, as they do when they are used.
@@ -17,7 +23,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
+import math
 import os
 import random
 import shlex
@@ -27,9 +35,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +51,22 @@ MIB = 1 << 20
 #: Seconds for the first transfer of a tree that is watched, and after which an edit counts as never seen.
 FIRST_SECONDS = 60.0
 EDIT_SECONDS = 5.0
+
+#: Seconds between two looks at how large a program is.
+SAMPLE_SECONDS = 0.02
+
+#: How to get what may be missing.
+HOW = {
+    "rsync": "apt install rsync, also on the remote",
+    "tar": "apt install tar, also on the remote",
+    "scp": "apt install openssh-client",
+    "unison": "apt install unison, the same version also on the remote",
+    "lsyncd": "apt install lsyncd, and rsync also on the remote",
+    "mutagen": "https://mutagen.io/documentation/introduction/installation",
+}
+
+#: What serves a transfer on the remote, by the names of the programs.
+SERVING = ("sshd", "sftp-server", "scp", "rsync", "tar", "cp", "sh", "bash", "unison", "mutagen")
 
 
 @dataclass(frozen=True)
@@ -75,9 +100,23 @@ class Target:
         subprocess.run([*self.ssh, self.login, command], check=True, stdin=subprocess.DEVNULL)
 
     def has(self, program: str) -> bool:
-        """Whether it has a program."""
-        asked = [*self.ssh, self.login, f"command -v {program}"]
-        return subprocess.run(asked, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False).returncode == 0
+        """Whether it has a program, and can run it."""
+        asked = [*self.ssh, self.login, f"{program} --version || {program} -version"]
+        return subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0
+
+    def cpu(self) -> float | None:
+        """Seconds of processor time that serving SSH has taken there so far, or None where /proc does not tell.
+
+        What has ended is counted with what had started it. Asking costs some too: :func:`cost_of_asking`.
+        """
+        asked = [*self.ssh, self.login, "cat /proc/[0-9]*/stat 2>/dev/null; true"]
+        told = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False).stdout
+        ticks = 0
+        for line in told.splitlines():
+            name, _, fields = line.partition("(")[2].rpartition(")")
+            if name.startswith(SERVING):
+                ticks += sum(map(int, fields.split()[11:15]))
+        return ticks / TICKS if ticks else None
 
     def visible(self, path: str) -> str | None:
         """A remote path as it is seen here."""
@@ -124,6 +163,25 @@ def compare(here: Path, there: str | None) -> None:
 # -- contenders ------------------------------------------------------------------------------------------------------
 
 
+def process_cpu(pid: int) -> float:
+    """Seconds of processor time that a process, and what it has started and seen ending, has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / TICKS
+
+
+def process_memory(pid: int) -> int:
+    """Largest resident size of a process so far, KiB; 0 when it has ended."""
+    with contextlib.suppress(OSError):  # it has ended
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1])
+    return 0
+
+
+class GaveUp(Exception):
+    """A transfer takes too long."""
+
+
 class Contender:
     """One way to make a remote tree equal to a local one."""
 
@@ -131,12 +189,15 @@ class Contender:
     watches = False
     #: A program that the remote needs too.
     needs = ""
+    #: Seconds after which a transfer is given up.
+    patience = 120.0
 
     def __init__(self, target: Target, source: Path, work: Path) -> None:
         self.target = target
         self.source = source
         self.work = work
         self.remote = f"{target.directory}/{self.name}"
+        self.largest = 0
 
     @classmethod
     def is_here(cls, target: Target) -> bool:
@@ -161,12 +222,43 @@ class Contender:
         return times.children_user + times.children_system
 
     def memory(self) -> int:
-        """Largest resident size so far, KiB; 0 when not known."""
-        return 0
+        """Largest resident size so far of any process here, KiB; 0 when not known."""
+        return self.largest
 
-    def call(self, *command: str) -> None:
-        """Run a program to its end."""
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+    def call(self, *commands: Sequence[str]) -> None:
+        """Run programs to their ends, each one's output being the next one's input.
+
+        :raises GaveUp: they took longer than the run's patience.
+        """
+        processes: list[subprocess.Popen[bytes]] = []
+        for command in commands:
+            ahead = processes[-1].stdout if processes else subprocess.DEVNULL
+            out = subprocess.DEVNULL if command is commands[-1] else subprocess.PIPE
+            processes.append(subprocess.Popen(command, stdin=ahead, stdout=out))
+            if processes[:-1]:
+                processes[-2].stdout.close()  # type: ignore[union-attr]
+        over = threading.Event()
+        late: list[bool] = []
+        minding = threading.Thread(target=self._mind, args=(processes, over, late))
+        minding.start()
+        statuses = [process.wait() for process in processes]
+        over.set()
+        minding.join()
+        if late:
+            raise GaveUp
+        if any(statuses):
+            raise RuntimeError(f"{shlex.join(commands[-1])} ended with {statuses}")
+
+    def _mind(self, processes: list[subprocess.Popen[bytes]], over: threading.Event, late: list[bool]) -> None:
+        """See how large programs become, and end them when they take too long."""
+        end = time.perf_counter() + self.patience
+        while not over.wait(SAMPLE_SECONDS):
+            self.largest = max(self.largest, *(process_memory(process.pid) for process in processes))
+            if time.perf_counter() > end:
+                late.append(True)
+                for process in processes:
+                    process.kill()
+                return
 
 
 class Rsync(Contender):
@@ -177,8 +269,8 @@ class Rsync(Contender):
 
     def transfer(self) -> None:
         """See :class:`Contender`."""
-        self.call("rsync", "-a", "--delete", "-e", shlex.join(self.target.ssh), f"{self.source}/",
-                  f"{self.target.login}:{self.remote}/")  # fmt: skip
+        self.call(["rsync", "-a", "--delete", "-e", shlex.join(self.target.ssh), f"{self.source}/",
+                   f"{self.target.login}:{self.remote}/"])  # fmt: skip
 
 
 class Tar(Contender):
@@ -190,8 +282,7 @@ class Tar(Contender):
     def transfer(self) -> None:
         """See :class:`Contender`."""
         there = f"tar -C {self.remote} -xf -"
-        with subprocess.Popen(["tar", "-C", str(self.source), "-cf", "-", "."], stdout=subprocess.PIPE) as packing:
-            subprocess.run([*self.target.ssh, self.target.login, there], stdin=packing.stdout, check=True)
+        self.call(["tar", "-C", str(self.source), "-cf", "-", "."], [*self.target.ssh, self.target.login, there])
 
 
 class Scp(Contender):
@@ -203,7 +294,7 @@ class Scp(Contender):
         """See :class:`Contender`."""
         ssh = self.target.ssh[1:]
         ssh[ssh.index("-p")] = "-P"
-        self.call("scp", "-q", "-r", "-p", *ssh, f"{self.source}/.", f"{self.target.login}:{self.remote}/")
+        self.call(["scp", "-q", "-r", "-p", *ssh, f"{self.source}/.", f"{self.target.login}:{self.remote}/"])
 
 
 class Unison(Contender):
@@ -212,12 +303,17 @@ class Unison(Contender):
     name = "unison"
     needs = "unison"
 
+    def start(self) -> None:
+        """See :class:`Contender`; what it remembers of an earlier turn would be wrong."""
+        super().start()
+        os.environ["UNISON"] = tempfile.mkdtemp(dir=self.work)
+
     def transfer(self) -> None:
         """See :class:`Contender`."""
         root = f"ssh://{self.target.login}:{self.target.port}/{self.remote}"
         ssh = [word for word in self.target.ssh[1:] if word not in ("-p", str(self.target.port))]
-        os.environ["UNISON"] = str(self.work / "unison")
-        self.call("unison", "-batch", "-silent", "-sshargs", " ".join(ssh), str(self.source), root)
+        options = ["-batch", "-silent", "-prefer", str(self.source), "-sshargs", " ".join(ssh)]
+        self.call(["unison", *options, str(self.source), root])
 
 
 class Lsyncd(Contender):
@@ -253,24 +349,37 @@ class Lsyncd(Contender):
 
 
 class Mutagen(Contender):
-    """Mutagen, with its agent on the remote."""
+    """Mutagen, with its daemon here and its agent on the remote."""
 
     name = "mutagen"
     watches = True
 
+    def daemons(self) -> list[int]:
+        """Its processes here: the daemon, and the ssh that it has started."""
+        found = subprocess.run(["pgrep", "-f", "mutagen daemon|mutagen-agent"], capture_output=True, check=False).stdout
+        return [pid for pid in map(int, found.split()) if Path(f"/proc/{pid}").exists()]
+
+    def cpu(self) -> float:
+        """Of its processes."""
+        return super().cpu() + sum(map(process_cpu, self.daemons()))
+
+    def memory(self) -> int:
+        """Of its daemon."""
+        return max(map(process_memory, self.daemons()), default=0)
+
     def start(self) -> None:
         """See :class:`Contender`."""
         super().start()
-        self.call("mutagen", "sync", "create", "--name=rda-bench", "--mode=one-way-replica", str(self.source),
-                  f"{self.target.login}:{self.target.port}:{self.remote}")  # fmt: skip
+        self.call(["mutagen", "sync", "create", "--name=rda-bench", "--mode=one-way-replica", str(self.source),
+                   f"{self.target.login}:{self.target.port}:{self.remote}"])  # fmt: skip
 
     def transfer(self) -> None:
         """See :class:`Contender`."""
-        self.call("mutagen", "sync", "flush", "rda-bench")
+        self.call(["mutagen", "sync", "flush", "rda-bench"])
 
     def stop(self) -> None:
         """See :class:`Contender`."""
-        self.call("mutagen", "sync", "terminate", "rda-bench")
+        self.call(["mutagen", "sync", "terminate", "rda-bench"])
         super().stop()
 
 
@@ -315,16 +424,12 @@ class Rda(Contender):
     def cpu(self) -> float:
         """Of the agent."""
         assert self.process is not None
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS
+        return process_cpu(self.process.pid)
 
     def memory(self) -> int:
         """Of the agent."""
         assert self.process is not None
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1])
-        return 0
+        return process_memory(self.process.pid)
 
     def stop(self) -> None:
         """See :class:`Contender`."""
@@ -394,15 +499,37 @@ def agent(arguments: dict[str, Any]) -> None:
 Results = dict[str, dict[str, list[float]]]
 
 
-def timed(contender: Contender, row: str, results: Results) -> None:
-    """Measure one transfer, in seconds."""
-    began, used = time.perf_counter(), contender.cpu()
-    contender.transfer()
+def cost_of_asking(target: Target) -> float:
+    """Seconds of processor time on the remote that :meth:`Target.cpu` itself costs."""
+    told = [target.cpu() for _ in range(4)]
+    return min(((after or 0) - (before or 0) for before, after in itertools.pairwise(told)), default=0.0)
+
+
+def timed(
+    contender: Contender, row: str, results: Results, asking: float, change: Callable[[], object] = lambda: None
+) -> None:
+    """Change the tree and measure one transfer: seconds, and seconds of processor time here and there.
+
+    :param asking: see :func:`cost_of_asking`.
+    :param change: called right before: one who watches begins at once.
+    :raises GaveUp: it took too long.
+    """
+    there, used = contender.target.cpu(), contender.cpu()
+    change()
+    began = time.perf_counter()
+    try:
+        contender.transfer()
+    except GaveUp:
+        results[row][contender.name].append(math.inf)
+        raise
     results[row][contender.name].append(time.perf_counter() - began)
-    results[f"{row}, CPU"][contender.name].append(contender.cpu() - used)
+    results[f"{row}, CPU here"][contender.name].append(contender.cpu() - used)
+    after = contender.target.cpu()
+    if there is not None and after is not None:
+        results[f"{row}, CPU there"][contender.name].append(max(after - there - asking, 0.0))
 
 
-def changes(kind: str, source: Path, chance: random.Random) -> Iterator[tuple[str, Callable[[], None]]]:
+def changes(kind: str, source: Path, chance: random.Random) -> Iterator[tuple[str, Callable[[], object]]]:
     """What is done to a tree between transfers: a name, and a function that does it."""
     yield "nothing changed", lambda: None
     if kind == "b":
@@ -430,20 +557,22 @@ def changes(kind: str, source: Path, chance: random.Random) -> Iterator[tuple[st
     yield "1 % changed", percent
 
 
-def measure_transfers(kind: str, contender: Contender, results: Results, chance: random.Random) -> None:
-    """First transfer, and those after changes."""
+def measure_transfers(kind: str, contender: Contender, results: Results, chance: random.Random, asking: float) -> None:
+    """First transfer, and those after changes.
+
+    :raises GaveUp: one took too long.
+    """
     contender.start()
     try:
-        timed(contender, f"{kind}: initial", results)
+        timed(contender, f"{kind}: initial", results, asking)
         if isinstance(contender, Tar | Scp):  # they know nothing but everything
             return
         for row, change in changes(kind, contender.source, chance):
-            change()
-            timed(contender, f"{kind}: {row}", results)
+            timed(contender, f"{kind}: {row}", results, asking, change)
         compare(contender.source, contender.target.visible(contender.remote))
+    finally:
         if contender.memory():
             results[f"{kind}: memory, MiB"][contender.name].append(contender.memory() / 1024)
-    finally:
         contender.stop()
 
 
@@ -506,7 +635,7 @@ def show(results: Results, names: list[str]) -> None:
                 cells.append(f"{'-':>16}")
                 continue
             value = statistics.median(values)
-            extra = f"{value / base:5.2f}x" if base else "      "
+            extra = f"{value / base:5.2f}x" if base and value < math.inf else "      "
             if row.startswith("write to visible"):
                 extra = f"<{sorted(values)[int(len(values) * 0.99)]:.3f}"
             cells.append(f"{value:9.3f} {extra}")
@@ -558,7 +687,15 @@ def find_target(options: argparse.Namespace) -> Target:
 
     host = RemoteHost()
     host.up()
+    lend(host.root, "unison")
     return Target(USER, host.address, 22, str(host.key), str(host.known_hosts), str(host.root), options.directory)
+
+
+def lend(root: Path, program: str) -> None:
+    """Give the throwaway host, which has only what tests need, a program of this machine."""
+    found = shutil.which(program)
+    if found is not None and not (root / "usr/bin" / program).exists():
+        shutil.copy(found, root / "usr/bin" / program)
 
 
 def main() -> None:
@@ -575,6 +712,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--edits", type=int, default=100, help="for each latency; 0 leaves latencies out")
     parser.add_argument("--round-trips", default="0", help="milliseconds added, e.g. 0,20,100")
+    parser.add_argument("--patience", type=float, default=120.0, help="seconds for one transfer")
     parser.add_argument("--contenders", default=",".join(each.name for each in CONTENDERS))
     parser.add_argument("--agent", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -583,7 +721,12 @@ def main() -> None:
         return
     work = Path(tempfile.mkdtemp(prefix="rda-bench-", dir=options.work))
     target = find_target(options)
-    chosen = [each for each in CONTENDERS if each.name in options.contenders.split(",") and each.is_here(target)]
+    Contender.patience = options.patience
+    wanted = [each for each in CONTENDERS if each.name in options.contenders.split(",")]
+    chosen = [each for each in wanted if each.is_here(target)]
+    for each in wanted:
+        if each not in chosen:
+            print(f"left out: {each.name} ({HOW[each.name]})")
     try:
         for round_trip in (float(text) / 1000 for text in options.round_trips.split(",")):
             with delayed(target, round_trip) as there:
@@ -596,15 +739,21 @@ def main() -> None:
 def run(options: argparse.Namespace, chosen: list[type[Contender]], target: Target, work: Path) -> Results:
     """All rounds at one distance, contenders taking turns."""
     results: Results = defaultdict(lambda: defaultdict(list))
+    asking = cost_of_asking(target)
     chance = random.Random(target.port)  # another one behind another relay: the trees stay, their edits must differ
     for kind in [kind for kind in options.trees.split(",") if kind]:
         source = work / f"tree-{kind}"
         if not source.exists():
             make_tree(kind, source, options.scale)
+        gave_up = set()
         for _ in range(options.rounds):
             for each in chosen:
-                if each is not Lsyncd:
-                    measure_transfers(kind, each(target, source, work), results, chance)
+                if each is Lsyncd or each in gave_up:  # lsyncd has no way to say that it is done
+                    continue
+                try:
+                    measure_transfers(kind, each(target, source, work), results, chance, asking)
+                except GaveUp:
+                    gave_up.add(each)
     if options.edits and target.seen_at:
         source = work / "tree-a"
         if not source.exists():
