@@ -16,7 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from rda.errors import BadRequest, LinkDown, SyncHalted
 from rda.status import MirrorStatus, RemoteCopy
-from rda.sync import plan, scan
+from rda.sync import content, plan, scan
 from rda.sync.copies import Collected
 from rda.sync.mirror import Mirror, Settings
 from rda.sync.mirrors import MEASURE_SECONDS, Mirrors
@@ -293,6 +293,23 @@ class OneWayTests(MirrorCase):
         shutil.rmtree(self.path("d"))
         self.flush()
         self.assertEqual(contents(remote), {})
+
+    def test_back_again(self) -> None:
+        """A file that was away at the moment of a look, as when an editor saves, does not go on the remote."""
+        write(self.path("a"), b"old")
+        remote = self.place()
+        self.flush()
+        os.rename(self.path("a"), self.path("a~"))
+        back_again = content.back_again
+
+        def saved(root: bytes, paths: Any) -> Any:
+            write(self.path("a"), b"new")
+            return back_again(root, paths)
+
+        self.patch(content, "back_again", saved)
+        self.flush()
+        self.assert_equal_trees(remote)
+        self.assertNotIn("remove", [name for name, _ in self.host.connections[-1].operations])
 
     def test_foreign_files_stay(self) -> None:
         """What a container made is neither removed nor replaced: equal files are adopted, others kept beside ours."""

@@ -5,17 +5,15 @@ from __future__ import annotations
 import io
 import os
 import shutil
-import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterable
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.trial.unittest import SkipTest, SynchronousTestCase
+from twisted.trial.unittest import SynchronousTestCase
 
 from rda.sync import tar
-from rda.sync.ignore import Rules, rules_from
 from rda.sync.manifest import Manifest
 from rda.sync.plan import Plan, Put, check, plan_one_way, summary
 from rda.sync.tree import WHOLE, Entry, Kind, Scope, Snapshot, depth, join, lineage, parent, printable, topmost, within
@@ -174,55 +172,6 @@ class PlanTests(SynchronousTestCase):
         self.assertTrue(summary([(b"a", "x")] * 8).endswith("(and 3 more)"))
 
 
-class IgnoreTests(SynchronousTestCase):
-    """gitignore's rules."""
-
-    def test_levels(self) -> None:
-        """The deepest file with a matching rule decides, the last rule in it first."""
-        top = rules_from(b"*.log\nbuild/\n/only-here\n", b"", None)
-        low = rules_from(b"!keep.log\n", b"d", top)
-        self.assertTrue(low.ignores(b"d/x.log", is_directory=False))
-        self.assertFalse(low.ignores(b"d/keep.log", is_directory=False))
-        self.assertTrue(top.ignores(b"d/build", is_directory=True))
-        self.assertFalse(top.ignores(b"d/build", is_directory=False))
-        self.assertFalse(top.ignores(b"d/only-here", is_directory=False))
-        self.assertFalse(Rules(b"", []).ignores(b"a", is_directory=False))
-
-    def test_any_bytes(self) -> None:
-        """Names that are no text are matched all the same."""
-        self.assertTrue(rules_from(b"\xff*\n", b"", None).ignores(b"\xffx", is_directory=False))
-
-    def test_like_git(self) -> None:
-        """git check-ignore says the same, for many patterns and paths."""
-        if shutil.which("git") is None:
-            raise SkipTest("git is not installed")
-        patterns = [
-            "*.o", "/top", "dir/", "a/b", "**/deep", "x/**", "a/**/z", "!x/keep", "foo*", "[ab].c", "?.t", "!foobar",
-            "\\#hash", "# comment", "trailing ", "mid dle", "/a/*", "!/a/k", "*/one",
-        ]  # fmt: skip
-        candidates = [
-            "m.o", "d/m.o", "top", "d/top", "dir", "d/dir", "a/b", "c/a/b", "q/deep", "deep", "x/1", "x/keep", "a/q/z",
-            "a/z", "foo", "foobar", "foobaz", "a.c", "c.c", "d.t", "dd.t", "#hash", "trailing", "mid dle", "a/k", "a/n",
-            "z/one", "z/y/one",
-        ]  # fmt: skip
-        where = tempfile.mkdtemp()
-        self.addCleanup(shutil.rmtree, where)
-        subprocess.run(["git", "init", "-q", where], check=True)
-        with open(os.path.join(where, ".gitignore"), "w", encoding="utf-8") as file:
-            file.write("\n".join(patterns))
-        rules = Rules(b"", patterns)
-        for path in candidates:
-            if any(other.startswith(path + "/") for other in candidates):
-                continue
-            asked = subprocess.run(["git", "-C", where, "check-ignore", "-q", path], check=False)
-            parts = path.split("/")
-            mine = any(
-                rules.ignores("/".join(parts[:n]).encode(), is_directory=n < len(parts))
-                for n in range(1, len(parts) + 1)
-            )
-            self.assertEqual(mine, asked.returncode == 0, path)
-
-
 class TarTests(SynchronousTestCase):
     """Archives, read by another program."""
 
@@ -345,4 +294,11 @@ class ManifestTests(SynchronousTestCase):
         manifest = Manifest(self.path)
         manifest.settle([(b"a", entry_for(Kind.FILE, 3), None), (b"d", entry_for(Kind.DIRECTORY, 1), None)], ())
         self.assertEqual(manifest.totals(), (2, 3))
+        manifest.settle([(b"a", entry_for(Kind.FILE, 5), None), (b"b", entry_for(Kind.FILE, 1), None)], ())
+        self.assertEqual(manifest.totals(), (3, 6))
+        manifest.settle((), [b"a", b"never"])
+        manifest = self.reopened(manifest)
+        self.assertEqual(manifest.totals(), (2, 1))
+        manifest.forget_everything()
+        self.assertEqual(manifest.totals(), (0, 0))
         manifest.close()

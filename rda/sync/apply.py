@@ -88,7 +88,7 @@ class Apply:
             await each(plan.link, OPERATIONS_AT_ONCE, self._link)
             await each(plan.adjust, OPERATIONS_AT_ONCE, self._adjust)
             await self._publisher.ready()
-            await self._by_depth(plan.remove, self._remove)
+            await self._by_depth(await self._still_gone(plan.remove), self._remove)
         finally:
             await self._publisher.over()  # one writer at a time
             self._record.write()
@@ -138,6 +138,15 @@ class Apply:
             await self._record.failed(path, error)
             return
         self._record.done(path, entry)
+
+    async def _still_gone(self, items: Sequence[tuple[bytes, Entry]]) -> list[tuple[bytes, Entry]]:
+        """Look once more before anything is removed: what is there again stays, and is looked at anew."""
+        if not items:
+            return []
+        back = await self._in_thread(content.back_again, self._root, [path for path, _ in items])
+        self._record.outcome.again |= back
+        self._progress.files_done += len(back)
+        return [item for item in items if item[0] not in back]
 
     async def _remove(self, item: tuple[bytes, Entry]) -> None:
         path, entry = item

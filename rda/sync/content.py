@@ -7,13 +7,13 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from rda.sync.scan import entry_of_file
-from rda.sync.tree import Entry, join
+from rda.sync.tree import Entry, join, lineage
 
 #: A file that changed less than this before it was read may change again without a trace in its times: the kernel
 #: stamps with the time of its last timer tick (at most 10 ms apart).
@@ -171,6 +171,27 @@ def _digests_of(descriptor: int) -> bytes:
         digests.append(block_digests(piece))
         offset += len(piece)
     return b"".join(digests)
+
+
+def back_again(root: bytes, paths: Iterable[bytes]) -> set[bytes]:
+    """Which of these paths, found missing a moment ago, are there again.
+
+    An editor that saves moves the old file away, and then the new one in: nobody has removed anything.
+    """
+    return {path for path in paths if _is_there(root, path)}
+
+
+def _is_there(root: bytes, path: bytes) -> bool:
+    directory, _, name = path.rpartition(b"/")
+    try:
+        os.lstat(join(root, path))
+        if any(os.path.islink(join(root, above)) for above in lineage(directory) if above):
+            return False
+        return name in os.listdir(join(root, directory))  # spelled like this, where Name and name are the same
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # nobody knows
+        return True
 
 
 def open_large(root: bytes, path: bytes) -> tuple[int, Entry] | Unreadable | None:

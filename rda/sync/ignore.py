@@ -7,7 +7,8 @@ which anchors and negates in another way. Nothing is left out by default: a bind
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 
 from pathspec import GitIgnoreSpec
 
@@ -26,11 +27,11 @@ class Rules:
     :param above: the rules of the nearest directory above that has any.
     """
 
-    __slots__ = ("_above", "_base_length", "_spec")
+    __slots__ = ("_above", "_base_length", "_patterns")
 
     def __init__(self, base: bytes, lines: Iterable[str], above: Rules | None = None) -> None:
         self._base_length = len(base) + 1 if base else 0
-        self._spec = GitIgnoreSpec.from_lines(_compilable(lines))
+        self._patterns = _compiled(lines)
         self._above = above
 
     def ignores(self, path: bytes, *, is_directory: bool) -> bool:
@@ -41,9 +42,9 @@ class Rules:
         rules: Rules | None = self
         while rules is not None:
             name = os.fsdecode(path[rules._base_length :]) + ("/" if is_directory else "")
-            verdict = rules._spec.check_file(name).include
-            if verdict is not None:
-                return verdict
+            for match, included in rules._patterns:
+                if match(name):
+                    return included
             rules = rules._above
         return False
 
@@ -53,18 +54,49 @@ def rules_from(text: bytes, base: bytes, above: Rules | None) -> Rules:
     return Rules(base, os.fsdecode(text).splitlines(), above)
 
 
-def _compilable(lines: Iterable[str]) -> list[str]:
-    """Leave out what is no pattern, as git does: it skips a broken line and goes on.
+def _compiled(lines: Iterable[str]) -> list[tuple[Callable[[str], bool], bool]]:
+    """The patterns, last one first: what tells whether a path matches, and whether it is left out then.
 
-    ``x/**`` means everything inside x; pathspec takes x itself, asked for as ``x/``, for something inside.
+    What is no pattern is left out, as git does: it skips a broken line and goes on.
     """
-    good = []
+    compiled = []
     for line in lines:
-        if line.rstrip(" ").endswith("/**"):
-            line = line.rstrip(" ") + "/*"
         try:
-            GitIgnoreSpec.from_lines([line])
+            patterns = GitIgnoreSpec.from_lines([_spelled_out(line)]).patterns
         except ValueError:
             continue
-        good.append(line)
-    return good
+        for pattern in patterns:
+            regex: re.Pattern[str] | None = getattr(pattern, "regex", None)
+            if regex is not None and pattern.include is not None:
+                compiled.append((_matcher(regex), pattern.include))
+    return compiled[::-1]
+
+
+def _spelled_out(line: str) -> str:
+    """``x/**`` means everything inside x; pathspec takes x itself, asked for as ``x/``, for something inside."""
+    bare = line.rstrip(" ")
+    if bare.endswith("/**"):
+        return bare + "/*"
+    if bare.endswith("/**/") or bare.lstrip("!") == "**/":
+        return bare + "*/"
+    return line
+
+
+def _matcher(regex: re.Pattern[str]) -> Callable[[str], bool]:
+    """Tell whether a pattern matches a path itself.
+
+    pathspec's expressions match what is below a directory too, from the slash on that their group ``ps_d`` stands for.
+    Here every directory is asked about before what is in it; a pattern that brings a directory back (``!/packages``)
+    must not bring back what another one leaves out below it (``node_modules/``).
+    """
+    match, marked = regex.match, "ps_d" in regex.groupindex
+    if not regex.pattern.startswith("^"):  # pathspec's short forms of "everything" and "every directory"
+        return lambda path: path.endswith("/") or not marked
+    if not marked:
+        return lambda path: match(path) is not None
+
+    def matches(path: str) -> bool:
+        found = match(path)
+        return found is not None and found.end("ps_d") in (-1, len(path))
+
+    return matches

@@ -55,6 +55,7 @@ class Manifest:
         self._db = self._open(path)
         self.digests: dict[bytes, bytes] = {}
         self.entries: dict[bytes, Entry] = {}
+        self._size = 0
         self.doubtful: dict[bytes, Entry] = {}
         self.intended: dict[bytes, Entry] = {}
         self._load()
@@ -83,7 +84,7 @@ class Manifest:
 
     def _load(self) -> None:
         for path, kind, mode, size, mtime, ctime, inode, target, digest in self._db.execute("SELECT * FROM entry"):
-            self.entries[path] = Entry(kind, mode, size, mtime, ctime, inode & _MASK, target)
+            self._change(path, Entry(kind, mode, size, mtime, ctime, inode & _MASK, target))
             if digest is not None:
                 self.digests[path] = digest
         for path, kind, mode, size, mtime, ctime, inode, target in self._db.execute("SELECT * FROM intent"):
@@ -135,10 +136,10 @@ class Manifest:
                 ((path,) for path in (*(p for p, _, _ in put), *undone)),  # one that is removed may be about to be put
             )
         for path in removed:
-            self.entries.pop(path, None)
+            self._change(path, None)
             self.digests.pop(path, None)
         for path, entry, digest in put:
-            self.entries[path] = entry
+            self._change(path, entry)
             if digest is None:
                 self.digests.pop(path, None)
             else:
@@ -146,6 +147,17 @@ class Manifest:
         for path in (*(p for p, _, _ in put), *removed, *undone):
             self.doubtful.pop(path, None)
             self.intended.pop(path, None)
+
+    def _change(self, path: bytes, entry: Entry | None) -> None:
+        """Change one of the entries; ``None`` removes it."""
+        old = self.entries.get(path)
+        if old is not None:
+            self._size -= old.size
+        if entry is not None:
+            self._size += entry.size
+            self.entries[path] = entry
+        elif old is not None:
+            del self.entries[path]
 
     def promote(self, tops: Iterable[bytes], entries: Mapping[bytes, Entry]) -> None:
         """Note that whole new trees are on the remote just as intended: :meth:`settle`, but sqlite copies the rows.
@@ -163,7 +175,8 @@ class Manifest:
         if not copied:
             self.settle([(path, entry, None) for path, entry in entries.items()], ())
             return
-        self.entries.update(entries)
+        for path, entry in entries.items():
+            self._change(path, entry)
         for known in (self.digests, self.doubtful, self.intended):
             for path in known.keys() & entries.keys():
                 del known[path]
@@ -186,6 +199,7 @@ class Manifest:
             for table in ("entry", "intent", "blocks"):
                 self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - names of ours
         self.entries.clear()
+        self._size = 0
         self.digests.clear()
         self.doubtful.clear()
         self.intended.clear()
@@ -201,7 +215,7 @@ class Manifest:
 
     def totals(self) -> tuple[int, int]:
         """How many entries there are, and the bytes of all files."""
-        return len(self.entries), sum(entry.size for entry in self.entries.values())
+        return len(self.entries), self._size
 
     def close(self) -> None:
         """Close the file."""
