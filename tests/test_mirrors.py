@@ -266,6 +266,7 @@ class OneWayTests(MirrorCase):
                 raise FileNotFoundError(2, "No such file or directory", path)
             return real(path, **options)
 
+        self.patch(content, "back_again", lambda root, paths: set())  # it is only now that it comes back
         with mock.patch.object(scan.os, "lstat", lstat):
             self.watcher.hints[0]._changed(Scope(paths=frozenset([b"d/e", b"d/e/f"])))
         self.assertEqual(set(contents(remote)), {b"d"})
@@ -286,6 +287,7 @@ class OneWayTests(MirrorCase):
             patched.stop()
             return plan.Plan(remove=((b"d", known[b"d"]),))
 
+        self.patch(content, "back_again", lambda root, paths: set())
         patched = mock.patch.object(plan, "plan_one_way", planned)
         patched.start()
         self.flush()
