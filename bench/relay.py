@@ -5,9 +5,11 @@
 
 Measured is what a person waits for: ``/_ping`` and ``docker ps`` (latency on a new connection and on a kept one),
 ``docker run --rm IMAGE true``, and the transfer of SIZE MB each way with load, save and cp; then what PARALLEL
-``logs -f`` at once cost in time, memory and descriptors. Rounds are interleaved, so that what else happens on the
-machine meets all alike. Shown are medians and their ratios to ``ssh -L`` with its default cipher: less than 1 is faster
-than ``ssh -L``. Needs ssh and the docker CLI here, and IMAGE on the remote daemon.
+``logs -f`` at once cost in time, memory and descriptors; and the forwarder's own processor time for a small request,
+which is what a busy machine changes least. Rounds are interleaved, so that what else happens on the machine meets all
+alike. Shown are medians and their ratios to ``ssh -L`` with its default cipher: less than 1 is faster than ``ssh -L``.
+With the throwaway host, whose socket can be reached without a network, ``docker run``'s overhead over that is shown
+too. Needs ssh and the docker CLI here, and IMAGE on the remote daemon.
 """
 
 from __future__ import annotations
@@ -33,6 +35,10 @@ ROOT = Path(__file__).resolve().parent.parent
 SOCKET = "/var/run/docker.sock"
 REQUEST = b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\n"
 BASE = "ssh -L"
+RDA = "rda"
+SSH = "docker -H ssh"
+DIRECT = "no network"
+RUN = "docker run --rm true"
 START_SECONDS = 30.0
 
 #: Results: measurement -> contender -> seconds of each repetition.
@@ -68,6 +74,11 @@ class Contender:
                 return int(line.split()[1]) * 1024
         return 0
 
+    def processor_seconds(self) -> float:
+        """Processor time of the forwarder so far."""
+        assert self.process is not None
+        return int(Path(f"/proc/{self.process.pid}/schedstat").read_text().split()[0]) / 1e9
+
     def descriptors(self) -> int:
         """Open descriptors of the forwarder."""
         assert self.process is not None
@@ -81,6 +92,7 @@ class Bench:
         self.options = options
         self.directory = directory
         self.times: Times = defaultdict(lambda: defaultdict(list))
+        self.processor: Times = defaultdict(lambda: defaultdict(list))
         self.environment = {**os.environ, "PATH": f"{directory}:{os.environ['PATH']}"}
         self.environment.pop("DOCKER_HOST", None)
         self.environment.pop("DOCKER_CONTEXT", None)
@@ -105,10 +117,12 @@ class Bench:
         started: list[Contender] = []
         try:
             started.append(self._forwarder(BASE, "l.sock", self._ssh_forward))
-            started.append(self._forwarder("rda", "r.sock", self._rda))
+            started.append(self._forwarder(RDA, "r.sock", self._rda))
             self._wrap_ssh()
             if not self.options.without_ssh:
-                started.append(Contender("docker -H ssh", f"ssh://{self.options.remote}", None, None))
+                started.append(Contender(SSH, f"ssh://{self.options.remote}", None, None))
+            if self.options.direct:
+                started.append(Contender(DIRECT, f"unix://{self.options.direct}", None, None))
             yield started
         finally:
             for contender in started:
@@ -177,20 +191,35 @@ class Bench:
         if done.returncode:
             sys.exit(f"{contender.name}: {shlex.join(command)}: {done.stderr.decode(errors='replace')}")
 
+    @contextlib.contextmanager
+    def working(self, what: str, contender: Contender, count: int) -> Iterator[None]:
+        """Note the forwarder's processor time for each of the ``count`` requests made within."""
+        before = contender.processor_seconds()
+        yield
+        self.processor[what][contender.name].append((contender.processor_seconds() - before) / count)
+
     def latencies(self, contender: Contender) -> None:
         """Small requests."""
         if contender.path is not None:
-            for _ in range(self.options.pings):
-                self.note("/_ping, new connection", contender, lambda: self._ping_new(contender))
-            with contender.connect() as peer:
-                for _ in range(self.options.pings):
-                    self.note("/_ping, kept connection", contender, lambda: ask(peer, b"/_ping"))
-                for _ in range(self.options.pings // 10 + 1):
-                    self.note("list containers, kept", contender, lambda: ask(peer, b"/v1.41/containers/json?all=1"))
+            self._pings(contender)
         run = ("run", "--rm", self.options.image, "true")
         for _ in range(3):
             self.note("docker ps", contender, lambda: self.docker(contender, "ps"))
-            self.note("docker run --rm true", contender, lambda: self.docker(contender, *run))
+            self.note(RUN, contender, lambda: self.docker(contender, *run))
+
+    def _pings(self, contender: Contender) -> None:
+        count = self.options.pings
+        with self.working("/_ping, new connection", contender, count):
+            for _ in range(count):
+                self.note("/_ping, new connection", contender, lambda: self._ping_new(contender))
+        with contender.connect() as peer:
+            for what, path in (
+                ("/_ping, kept connection", b"/_ping"),
+                ("list containers, kept", b"/v1.41/containers/json?all=1"),
+            ):
+                with self.working(what, contender, count):
+                    for _ in range(count):
+                        self.note(what, contender, lambda path=path: ask(peer, path))
 
     def _ping_new(self, contender: Contender) -> None:
         with contender.connect() as peer:
@@ -240,7 +269,7 @@ class Bench:
                 for number in range(self.options.rounds):
                     for contender in contenders:
                         self.latencies(contender)
-                        if self.options.size:
+                        if self.options.size and contender.name != DIRECT:
                             self.transfers(contender, container, archive, str(blob))
                     print(f"round {number + 1} of {self.options.rounds} done", file=sys.stderr)
                 streams = {c.name: self.streams(c, container) for c in contenders if c.process is not None}
@@ -249,6 +278,8 @@ class Bench:
                 if self.options.size:
                     self.docker(base, "rmi", "rda-bench")
             report(self.times, self.options.size)
+            report_processor(self.processor)
+            report_overhead(self.times[RUN])
             print(f"\n{self.options.parallel} logs -f at once: first lines, memory, descriptors of the forwarder")
             for name, text in streams.items():
                 print(f"  {name:14} {text}")
@@ -307,6 +338,28 @@ def report(times: Mapping[str, Mapping[str, list[float]]], size: int) -> None:
             print(line.rstrip())
 
 
+def report_processor(processor: Mapping[str, Mapping[str, list[float]]]) -> None:
+    """Print the forwarders' processor time for one request."""
+    print("\nprocessor time of the forwarder for one request")
+    for what, by_name in processor.items():
+        for name, values in by_name.items():
+            print(f"  {what:24} {name:14} {statistics.median(values) * 1e6:7.0f} us")
+
+
+def report_overhead(run: Mapping[str, list[float]]) -> None:
+    """Print what the ways to the daemon add to ``docker run`` on the daemon's own machine."""
+    if DIRECT not in run:
+        return
+    direct = statistics.median(run[DIRECT])
+    over = {name: statistics.median(values) - direct for name, values in run.items() if name != DIRECT}
+    print(f"\n{RUN}, beyond the {direct * 1000:.0f} ms that it takes without a network")
+    for name, seconds in over.items():
+        print(f"  {name:14} {seconds * 1000:7.1f} ms")
+    if SSH in over:
+        times = f"{over[SSH] / over[RDA]:.1f} times as much" if over[RDA] > 0 else "rda adds nothing measurable"
+        print(f"  {SSH} compared with rda: {times}")
+
+
 def throwaway(options: argparse.Namespace) -> None:
     """Use the tests' remote host."""
     sys.path.insert(0, str(ROOT))
@@ -317,6 +370,7 @@ def throwaway(options: argparse.Namespace) -> None:
     options.remote = f"{USER}@{host.address}"
     options.identity = str(host.key)
     options.known_hosts = str(host.known_hosts)
+    options.direct = host.docker_url.removeprefix("unix://")
     options.docker = host.docker_cli
     options.docker_config = str(host.docker_config)
 
@@ -336,6 +390,7 @@ def main() -> None:
     parser.add_argument("--pings", type=int, default=100, help="per round")
     parser.add_argument("--parallel", type=int, default=200, help="followed logs at once")
     parser.add_argument("--without-ssh", action="store_true", help="leave out docker -H ssh://, the slow one")
+    parser.add_argument("--direct", help="the daemon's own socket, where it can be reached without a network")
     options = parser.parse_args()
     if not options.remote:
         throwaway(options)

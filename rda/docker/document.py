@@ -18,6 +18,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import NoReturn
 
 from rda.errors import BadRequest, BodyTooLarge
@@ -255,17 +256,22 @@ def text_list(value: object, what: str) -> list[str]:
     return value
 
 
+@cache
+def _decoder(pairs: object) -> json.JSONDecoder:
+    """Return the decoder that makes objects with ``pairs``; to make one takes longer than to read a small document."""
+    return json.JSONDecoder(
+        object_pairs_hook=pairs,  # type: ignore[arg-type]
+        parse_float=Number,
+        parse_int=_integer,
+        parse_constant=_no_constant,
+    )
+
+
 def _load(body: bytes, pairs: object) -> object:
     """Scan JSON; ``pairs`` makes an object out of its key-value pairs."""
     text = _without_surrogates(body.decode("utf-8", "surrogateescape"))
     try:
-        document = json.loads(
-            text,
-            object_pairs_hook=pairs,  # type: ignore[arg-type]
-            parse_float=Number,
-            parse_int=_integer,
-            parse_constant=_no_constant,
-        )
+        document = _decoder(pairs).decode(text)
     except ValueError as error:
         raise BadRequest(f"the document is not valid JSON: {error}") from None
     except RecursionError:
