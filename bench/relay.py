@@ -15,6 +15,7 @@ too. Needs ssh and the docker CLI here, and IMAGE on the remote daemon.
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import os
 import shlex
@@ -151,7 +152,7 @@ class Bench:
 
     def _ssh_forward(self, path: str) -> list[str]:
         forward = ["-N", "-o", "ExitOnForwardFailure=yes", "-L", f"{path}:{SOCKET}"]
-        return [*self.ssh(), *forward, self.options.remote]
+        return [*self.ssh(), *forward, f"ssh://{self.options.remote}"]
 
     def _rda(self, path: str) -> list[str]:
         state = self.directory / "state"
@@ -360,16 +361,28 @@ def report_overhead(run: Mapping[str, list[float]]) -> None:
         print(f"  {SSH} compared with rda: {times}")
 
 
-def throwaway(options: argparse.Namespace) -> None:
-    """Use the tests' remote host."""
+def throwaway(options: argparse.Namespace, directory: Path) -> None:
+    """Use the tests' remote host, at a distance if that is wanted."""
     sys.path.insert(0, str(ROOT))
-    from tests.live.host import USER, RemoteHost
+    from tests.live.host import SSHD_PORT, USER, RemoteHost, wait_until
+    from tests.live.process import free_port
+    from tests.live.support import is_open
 
     host = RemoteHost(options.host_name)
     host.up()
     options.remote = f"{USER}@{host.address}"
     options.identity = str(host.key)
     options.known_hosts = str(host.known_hosts)
+    if options.delay:
+        port = free_port()
+        words = [str(port), str(options.delay / 1000), f"{host.address}:{SSHD_PORT}"]
+        relay = subprocess.Popen([sys.executable, "-m", "tests.live.delay", *words], cwd=ROOT)
+        atexit.register(relay.kill)
+        wait_until(lambda: is_open(port), "the delay relay listens")
+        options.remote = f"{USER}@127.0.0.1:{port}"
+        known_hosts = directory / "known_hosts"
+        known_hosts.write_text(host.known_hosts.read_text().replace(host.address, f"[127.0.0.1]:{port}"))
+        options.known_hosts = str(known_hosts)
     options.direct = host.docker_url.removeprefix("unix://")
     options.docker = host.docker_cli
     options.docker_config = str(host.docker_config)
@@ -390,11 +403,12 @@ def main() -> None:
     parser.add_argument("--pings", type=int, default=100, help="per round")
     parser.add_argument("--parallel", type=int, default=200, help="followed logs at once")
     parser.add_argument("--without-ssh", action="store_true", help="leave out docker -H ssh://, the slow one")
+    parser.add_argument("--delay", type=float, default=0.0, help="round trip to the throwaway host, in milliseconds")
     parser.add_argument("--direct", help="the daemon's own socket, where it can be reached without a network")
     options = parser.parse_args()
-    if not options.remote:
-        throwaway(options)
     with tempfile.TemporaryDirectory(prefix="rda-bench-") as directory:
+        if not options.remote:
+            throwaway(options, Path(directory))
         Bench(options, Path(directory)).run()
 
 
