@@ -8,7 +8,7 @@ export PYTHON
 VENV := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help run demo host test unit live soak check format bench clean
+.PHONY: help run demo host test unit live soak check format bench dist man pythons clean
 help:
 	@echo 'make run     start rda against REMOTE=user@host, or against a throwaway remote host (root on Linux);'
 	@echo '             ARGS=... are further options of rda, such as --listen tcp:2375:interface=127.0.0.1'
@@ -21,6 +21,9 @@ help:
 	@echo 'make check   ruff and mypy'
 	@echo 'make format  let ruff lay out the code'
 	@echo 'make bench   measure'
+	@echo 'make dist    the source distribution and the wheel, in dist/'
+	@echo 'make man     the manual page, build/rda.1'
+	@echo 'make pythons unit tests on every Python here that rda supports'
 	@echo 'make clean   end and remove the throwaway remote host, .venv and what tools left'
 
 $(INSTALLED): setup.py pyproject.toml .ci/venv
@@ -59,6 +62,22 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	@$(VENV)/python -m bench
+
+dist: $(INSTALLED)
+	@$(VENV)/python -m build --no-isolation
+
+man: $(INSTALLED)
+	@mkdir -p build
+	@$(VENV)/rst2man --strict docs/rda.1.rst build/rda.1
+	@echo 'build/rda.1; read it with: man -l build/rda.1'
+
+# The unit tests on every Python here that rda supports.
+pythons:
+	@for python in python3.11 python3.12 python3.13 python3.14; do \
+	    command -v $$python >/dev/null || { echo "$$python: not here"; continue; }; \
+	    $$python -m venv --clear build/$$python && \
+	    build/$$python/bin/python -m pip install --quiet --disable-pip-version-check '.[test]' && \
+	    build/$$python/bin/python -m tests.report unit || exit 1; done
 
 # The host's own file says where it lives; it needs nothing that is not in Python itself.
 clean:

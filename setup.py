@@ -40,7 +40,15 @@ setup(
     extras_require={
         "test": TEST,
         "bench": ["asyncssh>=2.14"],  # what bench/ssh.py compares rda's link with
-        "dev": [*TEST, "ruff>=0.6", "mypy>=1.11", "mypy-zope>=1.0.5"],
+        "dev": [
+            *TEST,
+            "ruff>=0.6",
+            "mypy>=1.11",
+            "mypy-zope>=1.0.5",
+            "build>=1.2",  # the distributions, and the test of what is in them
+            "setuptools>=70.1",  # what they are built with: the test builds without fetching anything
+            "docutils>=0.20",  # the manual page, and the test that the documents are sound
+        ],
     },
     entry_points={
         "console_scripts": ["rda = rda.command:main", "docker-rda = rda.command.plugin:plugin_main"],
