@@ -49,7 +49,7 @@ live: $(INSTALLED)
 	@$(VENV)/python -m tests.report $(or $(TESTS),live)
 
 soak: $(INSTALLED)
-	@$(VENV)/python -m tests.report $(or $(TESTS),soak)
+	@RDA_RANDOM=1 $(VENV)/python -m tests.report $(or $(TESTS),soak)
 
 check: $(INSTALLED)
 	$(VENV)/ruff check rda tests bench twisted setup.py

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -19,7 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from rda.errors import RdaError, SyncHalted
 from rda.sync import bulk
 from rda.sync.mirror import Settings
-from rda.sync.tree import Scope
+from rda.sync.tree import Entry, Scope
 from tests.fakes_remote import contents
 from tests.test_mirrors import MirrorCase, write
 
@@ -175,6 +175,11 @@ class Histories(RuleBasedStateMachine):
     def verify(self, kept: set[bytes]) -> None:
         assert contents(self.remote) == contents(self.local)
 
+    def known(self) -> Mapping[bytes, Entry]:
+        """What both sides last agreed on."""
+        manifest = self.bench.mirrors._mirrors[self.local]._manifest
+        return {} if manifest is None else manifest.entries
+
     @invariant()
     def nothing_is_left_lying_about(self) -> None:
         assert not [name for name in os.listdir(self.local) if name.startswith(".rda")]
@@ -243,8 +248,12 @@ class OneWay(Histories):
 
     @rule(name=NAMES)
     def make_there(self, name: str) -> None:
-        """A container makes a file where there is none."""
-        if self.is_reachable(self.remote, name) and not os.path.lexists(os.path.join(self.remote, name)):
+        """A container makes a file where there is none, and where none of ours was: that would stand for ours."""
+        if (
+            self.is_reachable(self.remote, name)
+            and not os.path.lexists(os.path.join(self.remote, name))
+            and name.encode() not in self.known()
+        ):
             before = set(contents(self.remote))
             self.make_file(self.remote, name)
             self.made.add(b"%d" % self.number)
@@ -301,8 +310,7 @@ class TwoWay(MirrorMode):
     mode = "two-way"
 
     def remembered(self) -> set[bytes]:
-        mirror = self.bench.mirrors._mirrors[self.local]
-        known = {} if mirror._manifest is None else mirror._manifest.entries
+        known = self.known()
         return {
             value[3]
             for side in (self.local, self.remote)
