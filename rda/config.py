@@ -11,7 +11,7 @@ import math
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,6 +20,7 @@ from rda.docker.host_network import read_ports
 from rda.errors import ConfigError, RdaError
 from rda.limits import Limits
 from rda.policy_config import Access, read_access
+from rda.remotes import FINGERPRINT, parse_permit
 
 #: The name of the context that the top level of the file, or the command line, describes.
 DEFAULT_CONTEXT = "default"
@@ -33,8 +34,9 @@ DEFAULT_LISTEN = ("tcp:23750:interface=127.0.0.1",)
 #: Ports of this machine that can be exposed: each is a socket that the SSH server listens on for us.
 MAX_EXPOSED = 64
 
+_TCP_PORT = re.compile(r"tcp6?:(?:port=)?([0-9]{1,5})(?::|\Z)")
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
-_FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}=?\Z")
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Remote:
     :ivar accept_new: trust and remember the key of a host that no known_hosts file knows.
     :ivar ssh_config: path of the ssh_config file to use, "" for ssh's own defaults, "none" for no file.
     :ivar compression: ask for ``zlib@openssh.com``.
+    :ivar permits: entries of the list of hosts that may be connected to, jump hosts included (:mod:`rda.remotes`); None
+        allows every host.
     """
 
     target: str
@@ -57,6 +61,7 @@ class Remote:
     accept_new: bool = False
     ssh_config: str = ""
     compression: bool = False
+    permits: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -165,6 +170,7 @@ def load(text: str | None, options: Mapping[str, Any], outside: Outside) -> Conf
     top = {**table, **options}
     state_dir = _Reader("", dict(top), problems).text("state_dir", outside.state_dir)
     top.pop("state_dir", None)
+    permits = _permits(top.pop("remotes", None), problems)
     found = []
     if "remote" in top or not contexts:
         found.append(_context(DEFAULT_CONTEXT, "", top, problems, outside))
@@ -174,7 +180,26 @@ def load(text: str | None, options: Mapping[str, Any], outside: Outside) -> Conf
     _check_listeners(found, problems)
     if problems:
         raise ConfigError(problems)
-    return Config(contexts=tuple(found), state_dir=outside.expand(state_dir))
+    allowed = [replace(context, remote=replace(context.remote, permits=permits)) for context in found]
+    return Config(contexts=tuple(allowed), state_dir=outside.expand(state_dir))
+
+
+def _permits(found: object, problems: list[str]) -> tuple[str, ...] | None:
+    """The hosts that any context may connect to; None when nothing is said."""
+    if found is None:
+        return None
+    if not isinstance(found, dict):
+        problems.append("remotes: must be a table like [remotes]")
+        return ()
+    reader = _Reader("remotes.", dict(found), problems)
+    permits = reader.texts("allow", ())
+    for permit in permits:
+        try:
+            parse_permit(permit)
+        except ValueError as e:
+            reader.problem("allow", str(e))
+    reader.finish("allow")
+    return permits
 
 
 def _toml(text: str | None, problems: list[str]) -> dict[str, Any]:
@@ -298,7 +323,7 @@ def _remote(reader: _Reader, outside: Outside) -> Remote:
         reader.problem("remote", f"{target!r} is not a host, user@host, user@host:port or ssh:// address")
     host_keys = reader.texts("host_key", ())
     for pin in host_keys:
-        if not _FINGERPRINT.match(pin):
+        if not FINGERPRINT.match(pin):
             reader.problem("host_key", f"{pin!r} is not a fingerprint like SHA256:… (ssh-keygen -l prints them)")
     return Remote(
         target=target,
@@ -424,10 +449,15 @@ def _limits(reader: _Reader) -> Limits:
 
 
 def _check_listeners(contexts: list[Context], problems: list[str]) -> None:
-    """Two contexts cannot share an endpoint."""
+    """Two contexts cannot share an endpoint, and none may be reached from a container, as if it were this machine's."""
     owners: dict[str, str] = {}
+    exposed = {port for context in contexts for port in context.expose_host}
     for context in contexts:
+        path = f"context.{context.name}.listen"
         for description in context.listen:
             other = owners.setdefault(description, context.name)
             if other != context.name:
-                problems.append(f"context.{context.name}.listen: {description!r} is context {other}'s already")
+                problems.append(f"{path}: {description!r} is context {other}'s already")
+            port = _TCP_PORT.match(description)
+            if port is not None and int(port[1]) in exposed:
+                problems.append(f"{path}: expose_host has port {port[1]} too: containers would control their own host")

@@ -165,6 +165,41 @@ class LoadTests(SynchronousTestCase):
         self.assertEqual({name: float(value) for name, value in lines}, asdict(Limits()))
 
 
+class RemotesTests(SynchronousTestCase):
+    KEY = "SHA256:" + "a" * 43
+
+    def permits(self, text: str) -> list[tuple[str, ...] | None]:
+        return [context.remote.permits for context in read(text).contexts]
+
+    def test_allow(self) -> None:
+        """The list holds for every context, and for the option --remote; without one every host is allowed."""
+        text = 'remote = "a"\n{}[context.b]\nremote = "b"\nlisten = "unix:/b"'
+        self.assertEqual(self.permits(text.format("")), [None, None])
+        allowed = f'[remotes]\nallow = ["*.lab", "me@[::1]:22 {self.KEY}"]\n'
+        self.assertEqual(self.permits(text.format(allowed)), [("*.lab", f"me@[::1]:22 {self.KEY}")] * 2)
+        self.assertEqual(read("[remotes]\nallow = []", remote="x").contexts[0].remote.permits, ())
+
+    def test_problems(self) -> None:
+        """What is not an entry is named."""
+        for wrong in (
+            'allow = ["a b"]',
+            'allow = ["a:0"]',
+            'allow = ["a SHA256:x"]',
+            "allow = 1",
+            "deny = []",
+        ):
+            problems = self.assertRaises(ConfigError, read, f"[remotes]\n{wrong}", remote="a").problems
+            self.assertTrue(all(problem.startswith("remotes.") for problem in problems), problems)
+        self.assertRaises(ConfigError, read, "remotes = 1", remote="a")
+
+    def test_exposed_listener(self) -> None:
+        """Containers are not given the Docker API by way of a port of this machine."""
+        for listen in ("tcp:2375:interface=127.0.0.1", "tcp:port=2375:interface=127.0.0.1"):
+            text = f'remote = "a"\nexpose_host = [2375]\nlisten = "{listen}"'
+            (problem,) = self.assertRaises(ConfigError, read, text).problems
+            self.assertIn("containers would control their own host", problem)
+
+
 class AdmissionTests(SynchronousTestCase):
     HASH = "sha256:" + "ab" * 32
 

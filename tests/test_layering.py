@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "made_here",
         "programs",
     ),
-    ("callers", "limits", "admission", "peers"),
+    ("callers", "limits", "admission", "peers", "remotes"),
     ("errors",),
     ("",),
 )
@@ -43,6 +43,7 @@ STRANGERS = ("forwards", "exposed", "sync", "proxy", "ssh", "api", "pages")
 PURE = (
     "errors.py",
     "admission.py",
+    "remotes.py",
     "callers.py",
     "limits.py",
     "config.py",

@@ -19,6 +19,7 @@ from rda.config import Remote as RemoteConfig
 from rda.errors import ChannelRefused, CommandFailed, ConfigError, HostKeyRefused, LinkDown, LoginFailed
 from rda.ssh.docker_socket import SPARES, DockerAddress, parse_docker
 from rda.ssh.keepalive import DOUBT_SECONDS, QUIET_SECONDS
+from rda.ssh.keys import fingerprint
 from rda.ssh.line import FIRST_DELAY, LONGEST_DELAY, TRUST_AGAIN_SECONDS, WAIT_FOR_LINK, Backoff
 from rda.ssh.link import Link
 from rda.ssh.target import Target
@@ -202,10 +203,10 @@ class LinkCase(SynchronousTestCase):
         values |= {"identities": (str(self.identity),), "known_hosts": (str(self.known_hosts),), **changes}
         return Target(**values)  # type: ignore[arg-type]
 
-    def make_link(self, **changes: object) -> Link:
+    def make_link(self, permits: tuple[str, ...] | None = None, **changes: object) -> Link:
         return Link(
             self.clock,
-            RemoteConfig("host"),
+            RemoteConfig("host", permits=permits),
             self.docker,
             environ={},
             ask=lambda prompt: succeed(None),
@@ -938,6 +939,54 @@ class SessionTests(LinkCase):
             client.transport.write(b"x")
         self.network.settle()
         self.assertEqual([client.received for client in clients], [b"x"] * 3)
+
+
+class PermitTests(LinkCase):
+    """The list of hosts that may be connected to; every host here is ``host`` or ``gate``, port 22, user ``me``."""
+
+    def state(self, *permits: str, **changes: object) -> tuple[str, str]:
+        self.link.stopService()
+        self.network.advance(6)
+        self.link = self.make_link(permits, **changes)
+        self.start()
+        status = self.link.status()
+        return status.state, status.reason
+
+    def test_allowed(self) -> None:
+        """A host on the list is connected to, and its key is what known_hosts says."""
+        self.assertEqual(self.state("elsewhere", "h?st:22"), ("connected", ""))
+
+    def test_not_allowed(self) -> None:
+        """Any other is not even tried, and waits for a person."""
+        for permits in (("elsewhere",), ("host:2222",), ("nobody@host",), ()):
+            state, reason = self.state(*permits)
+            self.assertEqual(state, "failed", permits)
+            self.assertIn("is not among the remote hosts that the configuration allows", reason)
+        self.assertEqual(self.remote.connections, [])
+
+    def test_keys(self) -> None:
+        """A host may be given its key; another one is refused, although known_hosts has it."""
+        key = fingerprint(host_key().public().blob())
+        self.assertEqual(self.state(f"host {key}")[0], "connected")
+        state, reason = self.state("host SHA256:" + "A" * 43)
+        self.assertEqual(state, "failed")
+        self.assertIn("none of those pinned", reason)
+
+    def test_jump_hosts(self) -> None:
+        """Jump hosts have to be on the list too, and nobody is connected to unless all are."""
+        gate = self.target(original="gate", host="gate")
+        state, reason = self.state("host", via=gate)
+        self.assertEqual(state, "failed")
+        self.assertIn("gate (port 22) is not among", reason)
+        state, reason = self.state("gate", via=gate)
+        self.assertIn("host (port 22) is not among", reason)
+        self.assertEqual(self.remote.connections, [])
+
+    def test_proxy_commands(self) -> None:
+        """A program that connects for us may connect to anything, and is refused where there is a list."""
+        state, reason = self.state("host", proxy_command="nc elsewhere 22")
+        self.assertEqual(state, "failed")
+        self.assertIn("use ProxyJump", reason)
 
 
 class JumpTests(LinkCase):

@@ -6,7 +6,7 @@ Every hop is an SSH connection of its own with its own host key verification and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,8 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
-from rda.errors import LinkDown, RdaError
+from rda.errors import LinkDown, LoginFailed, RdaError
+from rda.remotes import pins_for
 from rda.ssh.address_family import in_family
 from rda.ssh.channels import direct_tcp
 from rda.ssh.host_keys import HostKeys
@@ -46,6 +47,7 @@ class Connector:
     :param environ: for proxy commands.
     :param wall_clock: seconds since the epoch, for the validity of host certificates.
     :param pins: fingerprints that the target's host key has to have; jump hosts are looked up in known_hosts.
+    :param permits: the hosts that may be connected to, jump hosts included, and their keys (:mod:`rda.remotes`).
     :param direct: makes the endpoint for a host and port without a jump or proxy command; tests replace it.
     """
 
@@ -54,6 +56,7 @@ class Connector:
     environ: Mapping[str, str]
     wall_clock: Callable[[], float]
     pins: tuple[str, ...] = ()
+    permits: tuple[str, ...] | None = None
     direct: Callable[[Target], IStreamClientEndpoint] | None = None
     _alive: set[WatchedTransport] = field(default_factory=set)
     _waiting: list[Deferred[None]] = field(default_factory=list)
@@ -64,7 +67,7 @@ class Connector:
         :returns: fires with the transport when its connection service runs. Fails with :class:`rda.errors.LinkDown`
             when the host cannot be reached, :class:`rda.errors.LoginFailed` when it is not to be. Can be cancelled.
         """
-        return Deferred.fromCoroutine(self._open(target, self.pins))
+        return Deferred.fromCoroutine(self._open_permitted(target))
 
     def closed(self) -> Deferred[None]:
         """Fire when no connection is left, those to jump hosts included."""
@@ -84,10 +87,27 @@ class Connector:
             for one in waiting:
                 one.callback(None)
 
-    async def _open(self, target: Target, pins: tuple[str, ...]) -> WatchedTransport:
-        hop = await self._open(target.via, ()) if target.via is not None else None
+    async def _open_permitted(self, target: Target) -> WatchedTransport:
+        """Make sure that every host on the way is allowed before any of them is connected to."""
+        pins = [pins_for(self.permits, target.user, target.host, target.port, self.pins)]
+        hop = target
+        while hop.via is not None:
+            hop = hop.via
+            pins.append(pins_for(self.permits, hop.user, hop.host, hop.port))
+        if self.permits is not None and hop.proxy_command:
+            raise LoginFailed(
+                f"{hop.label} is reached by a ProxyCommand, which may lead anywhere: with [remotes], use ProxyJump"
+            )
+        return await self._open(target, tuple(pins))
+
+    async def _open(self, target: Target, pins: Sequence[tuple[str, ...]]) -> WatchedTransport:
+        """Open one hop after those before it.
+
+        :param pins: the target's, its jump host's, and so on.
+        """
+        hop = await self._open(target.via, pins[1:]) if target.via is not None else None
         try:
-            transport = await self._over(self._endpoint(target, hop), target, pins)
+            transport = await self._over(self._endpoint(target, hop), target, pins[0])
         except BaseException:
             if hop is not None:
                 hop.loseConnection()

@@ -101,7 +101,9 @@ class Link(Service):
         self._ask = ask
         self._find_target = find_target or self._resolve
         self._store = KeyStore()
-        self._connector = Connector(reactor, self._store, self._environ, wall_clock, tuple(remote.host_keys), direct)
+        self._connector = Connector(
+            reactor, self._store, self._environ, wall_clock, tuple(remote.host_keys), remote.permits, direct
+        )
         self._label = remote.target
         self._observers: list[Callable[[LinkStatus], None]] = []
         self._main = Line(reactor, self._open, wall_clock, self._changed, backoff=backoff())
