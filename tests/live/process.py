@@ -36,6 +36,29 @@ def free_port() -> int:
         return port
 
 
+def free_ports(count: int, in_a_row: int = 1) -> list[int]:
+    """Return so many different ports of 127.0.0.1 that nothing listens on.
+
+    :param in_a_row: each is followed by so many less one that nothing listens on either, and that are no others' here.
+    """
+    held: list[socket.socket] = []
+    found: list[int] = []
+    try:
+        while len(found) < count:
+            first = socket.create_server(("127.0.0.1", 0))
+            held.append(first)
+            port: int = first.getsockname()[1]
+            try:
+                held += [socket.create_server(("127.0.0.1", port + more)) for more in range(1, in_a_row)]
+            except OSError:
+                continue
+            found.append(port)
+    finally:
+        for one in held:
+            one.close()
+    return found
+
+
 def fetch(port: int, path: str = "", timeout: float = 10) -> str:
     """Fetch a page from 127.0.0.1; one attempt."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=timeout) as answer:
