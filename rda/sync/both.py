@@ -34,7 +34,7 @@ class Pull:
     touched.
 
     :ivar remove: deepest first.
-    :ivar make: directories, parents first.
+    :ivar make: directories to make, or to give these permission bits; parents first.
     :ivar get: files and symbolic links.
     """
 
@@ -69,15 +69,17 @@ def alike(known: Entry, there: Entry) -> bool:
     """Whether a remote entry still is what was put there.
 
     What was sent has whole seconds there, what was fetched the very time that it has here; SFTP tells whole seconds
-    only. A directory's permission bits are not compared: they never come back from the remote.
+    only. The owner always has access to directories there.
     """
     if known.kind != there.kind:
         return False
+    if known.kind == Kind.DIRECTORY:
+        return known.mode == UNCERTAIN or not (known.mode ^ there.mode) & ~OWNER_KEEPS_ACCESS
     if known.kind == Kind.FILE:
         if there.ctime_ns and there.mtime_ns not in (known.mtime * 1_000_000_000, known.mtime_ns):
             return False
         return (known.size, known.mtime) == (there.size, there.mtime) and known.mode in (there.mode, UNCERTAIN)
-    return known.kind == Kind.DIRECTORY or known.target == there.target
+    return known.target == there.target
 
 
 def plan_mirror(
@@ -219,7 +221,7 @@ class _Reconciliation:
 
     def _agree(self, path: bytes, mine: Entry, other: Entry) -> None:
         """A directory is on both sides: at most its permission bits are sent."""
-        if (mine.mode | OWNER_KEEPS_ACCESS) == (other.mode | OWNER_KEEPS_ACCESS):
+        if alike(mine, other):
             self._agreed.append((path, mine))
         else:
             self._push[path] = True

@@ -198,7 +198,6 @@ def _make(root: bytes, path: bytes, mode: int) -> Entry:
         found = _now(full)
         if found is None or found.kind != Kind.DIRECTORY:
             raise Changed from None
-        return found
     os.chmod(full, mode)
     return Entry(Kind.DIRECTORY, mode)
 
