@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import socketserver
 import subprocess
@@ -51,6 +52,7 @@ class CommandCase(SynchronousTestCase):
         self.home = Path(self.mktemp()).absolute()
         self.home.mkdir()
         self.requests: list[tuple[str, Any]] = []
+        self.fields: list[str | None] = []
         kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG")}
         self.environ = {**kept, "HOME": str(self.home)}
 
@@ -68,6 +70,7 @@ class CommandCase(SynchronousTestCase):
             def answer(self) -> None:
                 path = f"{self.command} {self.path.removeprefix('/_rda/')}"
                 length = int(self.headers.get("Content-Length") or 0)
+                case.fields.append(self.headers.get("Authorization"))
                 if self.command == "POST":
                     case.requests.append((path, json.loads(self.rfile.read(length))))
                 code, document = routes.get(path, (404, {"message": "page not found"}))
@@ -230,6 +233,13 @@ class PlaceTests(CommandCase):
         """Without it, the agent that runs with the user's state directory is found."""
         self.record(self.serve_status())
         self.assertEqual(self.run_command("status")[0], OK)
+
+    def test_token(self) -> None:
+        """The header fields that the docker command is configured to send are sent too."""
+        (self.home / ".docker").mkdir()
+        (self.home / ".docker/config.json").write_text('{"HttpHeaders": {"Authorization": "Bearer x"}}')
+        self.assertEqual(self.run_command("status", "--host", self.serve_status())[0], OK)
+        self.assertEqual(self.fields[-1], "Bearer x")
 
     def test_environment_points_elsewhere(self) -> None:
         """When what answers at DOCKER_HOST is no agent, the one of the state directory is used."""
@@ -412,6 +422,16 @@ class PluginTests(CommandCase):
             for do in ("install", "remove"):
                 self.assertEqual(self.run_command("plugin", do)[0], Exit.REFUSED)
         self.assertTrue(link.exists())
+
+
+class DocumentationTests(SynchronousTestCase):
+    def test_commands_and_exit_codes(self) -> None:
+        """docs/command.rst describes every command and every exit code, and none that there is not."""
+        text = (Path(__file__).parent.parent / "docs/command.rst").read_text(encoding="utf-8")
+        described = re.findall(r"^``rda (\w+)``$", text, re.MULTILINE)
+        self.assertEqual(sorted(described), sorted(command.name for command in COMMANDS))
+        table = text.partition("Exit codes\n----------\n")[2].partition("What the doctor")[0]
+        self.assertEqual({int(code) for code in re.findall(r"^(\d+) ", table, re.MULTILINE)}, set(Exit))
 
 
 class TerminalTests(SynchronousTestCase):

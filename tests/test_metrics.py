@@ -86,6 +86,7 @@ class MetricsTests(SynchronousTestCase):
             (1, "rda_forwards", {"state": "not_forwarded"}),
             (2, "rda_forward_connections_open", web),
             (9, "rda_forward_connections_total", web),
+            (0, "rda_forward_dropped_total", web),
             (200, "rda_forwarded_bytes_total", {**web, "direction": "out"}),
             (1, "rda_mirrors", {"state": "applying"}),
             (0.5, "rda_mirror_lag_seconds", {"source": "/idle"}),

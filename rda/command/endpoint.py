@@ -119,6 +119,15 @@ class Agent:
             context.load_cert_chain(certificate, os.path.join(directory, "key.pem"))
         return context
 
+    def _headers(self) -> dict[str, str]:
+        """The fields that the docker command sends with every request: a token, where the agent asks for one."""
+        directory = Path(self.environ.get("DOCKER_CONFIG") or Path(self.environ.get("HOME", "/")) / ".docker")
+        try:
+            found = json.loads((directory / "config.json").read_text(encoding="utf-8"))["HttpHeaders"]
+            return {str(name): str(value) for name, value in found.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
+
     def ask(self, method: str, path: str, body: Any = None, timeout: float | None = TIMEOUT) -> Any:
         """Ask for one thing below ``/_rda/``; return the answer's document.
 
@@ -142,7 +151,9 @@ class Agent:
         :raises Unreachable: nobody answers.
         """
         payload = None if body is None else json.dumps(body).encode()
-        headers = {} if body is None else {"Content-Type": "application/json"}
+        headers = self._headers()
+        if body is not None:
+            headers["Content-Type"] = "application/json"
         try:
             connection = self.connect(timeout)
             connection.request(method, "/_rda/" + path, payload, headers)

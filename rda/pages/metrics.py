@@ -155,6 +155,7 @@ def _forwards(contexts: Sequence[ContextStatus]) -> Iterator[Metric]:
     connections = _gauge("rda_forward_connections_open", "Connections through a published port.", *labels)
     total = _counter("rda_forward_connections", "Connections through a published port so far.", *labels)
     carried = _counter("rda_forwarded_bytes", "Bytes through a published port.", *labels, "direction")
+    dropped = _counter("rda_forward_dropped", "Datagrams and connections not passed on.", *labels)
     for context in contexts:
         counts = Counter(forward.state for forward in context.forwards)
         for state in _FORWARD_STATES:
@@ -163,9 +164,10 @@ def _forwards(contexts: Sequence[ContextStatus]) -> Iterator[Metric]:
             named = _forward_labels(context, forward)
             connections.add_metric(named, forward.connections)
             total.add_metric(named, forward.connections_total)
+            dropped.add_metric(named, forward.dropped)
             carried.add_metric([*named, "in"], forward.bytes_in)
             carried.add_metric([*named, "out"], forward.bytes_out)
-    yield from (states, connections, total, carried)
+    yield from (states, connections, total, carried, dropped)
 
 
 def _forward_labels(context: ContextStatus, forward: ForwardStatus) -> list[str]:
