@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import time
 from typing import Any
@@ -13,7 +14,7 @@ from rda.command.endpoint import find_agent
 from rda.command.terminal import Terminal, bar, columns, plain
 from rda.words import duration, size
 
-__all__ = ["FORWARDS", "MIRRORS", "forward_lines", "mirror_lines"]
+__all__ = ["FORWARDS", "MIRRORS", "complaint", "forward_lines", "mirror_lines"]
 
 _Described = Mapping[str, Any]
 
@@ -27,7 +28,9 @@ def _forward(forward: _Described) -> list[str]:
     where = f"{forward['local']} -> {plain(forward['name'])} {forward['port']}"
     if forward["reason"]:
         return [where, forward["state"]]
-    carried = f"{size(forward.get('bytes_in', 0))} in, {size(forward.get('bytes_out', 0))} out"
+    carried = f"{size(forward['bytes_in'])} in, {size(forward['bytes_out'])} out"
+    if forward["dropped"]:
+        carried += f", {forward['dropped']:,} dropped"
     connections = forward["connections"]
     return [where, forward["state"], f"{connections} connection{'' if connections == 1 else 's'}, {carried}"]
 
@@ -38,13 +41,13 @@ def mirror_lines(mirrors: Sequence[_Described], now: float, indent: str = "") ->
 
 
 def _mirror(mirror: _Described, now: float) -> list[str]:
-    mode = "" if mirror.get("mode", "one-way") == "one-way" else f" ({mirror['mode']})"
+    mode = "" if mirror["mode"] == "one-way" else f" ({mirror['mode']})"
     return [plain(mirror["source"]) + mode, mirror["state"], _progress(mirror) or _summary(mirror, now)]
 
 
 def _summary(mirror: _Described, now: float) -> str:
     summary = f"{mirror['files']:,} files, {size(mirror['bytes'])}"
-    if mirror.get("last_change") and mirror.get("latency") is not None:
+    if mirror["last_change"] is not None and mirror["latency"] is not None:
         ago = duration(max(0.0, now - mirror["last_change"]))
         summary += f"; last change {ago} ago, there after {duration(mirror['latency'])}"
     return summary
@@ -54,10 +57,12 @@ def _progress(mirror: _Described) -> str:
     """How far a transfer is, by bytes where there are any; "" when none is under way."""
     if mirror["state"] != "applying" or not mirror["files_total"]:
         return ""
-    done, total = mirror.get("bytes_done", 0), mirror.get("bytes_total", 0)
+    done, total = mirror["bytes_done"], mirror["bytes_total"]
     part = done / total if total else mirror["files_done"] / mirror["files_total"]
-    files = f"{mirror['files_done']:,} of {mirror['files_total']:,} files"
-    return f"{bar(part)} {part:4.0%}  {files}, {size(done)} of {size(total)}"
+    said = f"{mirror['files_done']:,} of {mirror['files_total']:,} files, {size(done)} of {size(total)}"
+    if mirror["time_left"] is not None:
+        said += f", about {duration(max(1.0, mirror['time_left']))} left at {size(mirror['rate'])}/s"
+    return f"{bar(part)} {part:4.0%}  {said}"
 
 
 def _table(
@@ -85,8 +90,13 @@ def _reasons(rows: Sequence[_Described]) -> Iterator[str]:
     for row in rows:
         if row.get("reason"):
             yield f"! {row['local']}: {plain(row['reason'])}"
-        for problem in row.get("problems", ()):
-            yield f"! {plain(problem['subject'])}: {plain(problem['message'])}"
+        for problem in (*row.get("problems", ()), *row.get("conflicts", ())):
+            yield "! " + complaint(os.path.join(row["source"], problem["subject"]), problem["message"])
+
+
+def complaint(subject: str, message: str) -> str:
+    """What is wrong with what; many a message names its subject itself."""
+    return plain(message if message.startswith(subject) else f"{subject}: {message}")
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:

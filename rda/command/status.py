@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
@@ -12,7 +13,7 @@ from typing import Any, NoReturn
 from rda.command.base import Command, Exit, Unreachable
 from rda.command.endpoint import Agent, find_agent
 from rda.command.events import events
-from rda.command.lists import forward_lines, mirror_lines
+from rda.command.lists import complaint, forward_lines, mirror_lines
 from rda.command.terminal import Terminal, plain, sparkline
 from rda.words import duration
 
@@ -46,7 +47,7 @@ def _problems(context: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"{forward['name']} {forward['port']}", forward["reason"]
     for mirror in context["mirrors"]:
         for problem in mirror["problems"]:
-            yield problem["subject"], problem["message"]
+            yield os.path.join(mirror["source"], problem["subject"]), problem["message"]
 
 
 def describe(status: Mapping[str, Any], terminal: Terminal, now: float) -> Iterator[str]:
@@ -73,7 +74,7 @@ def _context(context: Mapping[str, Any], terminal: Terminal, now: float) -> Iter
     for wait in context["waiting"]:
         waited = duration(max(0.0, now - wait["since"]))
         yield terminal.style(f"  {plain(wait['call'])} waits for {plain(wait['source'])}, for {waited} now", "yellow")
-    problems = [f"{plain(subject)}: {plain(message)}" for subject, message in _problems(context)]
+    problems = [complaint(subject, message) for subject, message in _problems(context)]
     if problems:
         yield terminal.style("  problems", "bold", "red")
         yield from (f"    {terminal.style('!', 'red')} {problem}" for problem in problems[:PROBLEMS_SHOWN])
@@ -85,7 +86,7 @@ def _link(context: Mapping[str, Any], terminal: Terminal, now: float) -> str:
     link = context["link"]
     parts = [f"{plain(context['name'])}: {plain(link['remote'])} {_state(link, terminal, now)}"]
     if link["round_trip"] is not None:
-        chart = sparkline([seconds for _, seconds in link.get("round_trips", ())])
+        chart = sparkline([seconds for _, seconds in link["round_trips"]])
         parts.append(f"{link['round_trip'] * 1000:.1f} ms{' ' if chart else ''}{chart}")
     if link["socket_via"]:
         parts.append(f"socket via {link['socket_via']}")
