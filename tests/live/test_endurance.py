@@ -13,7 +13,7 @@ from tests.live.process import fetch, free_port
 from tests.live.support import MEBIBYTE, LiveTestCase
 
 #: How much rda's memory may grow at any moment while a slow reader is being served.
-FLAT = 20 * MEBIBYTE
+FLAT = 10 * MEBIBYTE
 
 #: How much passes, in bytes.
 AMOUNT = 1024 * MEBIBYTE
