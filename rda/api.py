@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from urllib.parse import quote
 
 from twisted.internet.defer import Deferred
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from treq.client import HTTPClient
 
 __all__ = ["DaemonAPI"]
+
+Result = TypeVar("Result")
 
 #: Seconds until one of these calls is given up. They are small; a daemon that needs longer is in trouble.
 TIMEOUT = 30.0
@@ -140,7 +142,9 @@ class DaemonAPI:
         return Deferred.fromCoroutine(self._follow(params, seen))
 
     async def _follow(self, params: dict[str, str], seen: Callable[[dict[str, Any]], None]) -> None:
-        response = await self._request("/events", params)
+        call = Deferred.fromCoroutine(self._request("/events", params))
+        call.addTimeout(TIMEOUT, self._reactor, onTimeoutCancel=_timed_out("/events"))
+        response = await call
         if response.code != 200:
             raise await self._error(response)
         reader = _EventReader(seen)
@@ -219,47 +223,74 @@ def _timed_out(path: str) -> Callable[[object, float], object]:
     return on_cancel
 
 
-class _BodyReader(Protocol):
+class _Reader(Protocol, Generic[Result]):
+    """Takes one answer's body.
+
+    :ivar ended: fires or fails when there is no more to take.
+    """
+
+    def __init__(self) -> None:
+        self.ended: Deferred[Result] = Deferred(self._cancelled)
+
+    def _cancelled(self, _: object) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        if self.transport is not None:
+            self.transport.loseConnection()
+
+    def _refuse(self, what: str) -> None:
+        """Take no more: this is not an answer."""
+        if not self.ended.called:
+            self.ended.errback(DaemonUnreachable(what))
+        self._leave()
+
+
+class _BodyReader(_Reader[bytes]):
     """Collects one answer, up to :data:`MAX_ANSWER`."""
 
     def __init__(self) -> None:
-        self.ended: Deferred[bytes] = Deferred()
+        super().__init__()
         self._parts: list[bytes] = []
         self._size = 0
 
     def dataReceived(self, data: bytes) -> None:
         self._size += len(data)
-        if self._size <= MAX_ANSWER:
+        if self._size > MAX_ANSWER:
+            self._refuse(f"the Docker daemon's answer is over {MAX_ANSWER} bytes")
+        else:
             self._parts.append(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._size > MAX_ANSWER:
-            self.ended.errback(DaemonUnreachable(f"the Docker daemon's answer is over {MAX_ANSWER} bytes"))
-        elif reason.check(PartialDownloadError, ResponseFailed):
+        if self.ended.called:
+            return
+        if reason.check(PartialDownloadError, ResponseFailed):
             self.ended.errback(reason)
         else:
             self.ended.callback(b"".join(self._parts))
 
 
-class _EventReader(Protocol):
+class _EventReader(_Reader[None]):
     """Splits the stream of events: the daemon ends each JSON document with a newline."""
 
     def __init__(self, seen: Callable[[dict[str, Any]], None]) -> None:
-        self.ended: Deferred[None] = Deferred(self._cancel)
+        super().__init__()
         self._seen = seen
         self._rest = b""
 
-    def _cancel(self, _: Deferred[None]) -> None:
-        if self.transport is not None:
-            self.transport.loseConnection()
-
     def dataReceived(self, data: bytes) -> None:
         *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > MAX_EVENT:
+            self._refuse(f"an event of the Docker daemon is over {MAX_EVENT} bytes")
+            return
         for line in lines:
-            if line.strip():
-                self._seen(json.loads(line))
-        if len(self._rest) > MAX_EVENT and self.transport is not None:
-            self.transport.loseConnection()
+            try:
+                event = json.loads(line) if line.strip() else None
+            except ValueError:
+                self._refuse("the Docker daemon's stream of events holds something that is not JSON")
+                return
+            if event is not None:
+                self._seen(event)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if not self.ended.called:

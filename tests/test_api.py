@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+import rda.api as api_module
 from rda.api import TIMEOUT, DaemonAPI
 from rda.errors import DaemonError, DaemonUnreachable, LinkDown
 from tests.fake_daemon import daemon
@@ -94,6 +95,33 @@ class DaemonAPITests(SynchronousTestCase):
         self.clock.advance(TIMEOUT)
         error = self.failureResultOf(asked, DaemonUnreachable).value
         self.assertIn("within 30 s", str(error))
+
+    def test_too_long(self) -> None:
+        """An answer that is longer than any is given up when it is, not read to its end."""
+        self.patch(api_module, "MAX_ANSWER", 100)
+        self.daemon.answers["/containers/web/json"] = 200, b"x" * 101
+        error = self.failureResultOf(self.ask(self.api.inspect_container("web")), DaemonUnreachable).value
+        self.assertIn("over 100 bytes", str(error))
+
+    def test_silent_events(self) -> None:
+        """A daemon that does not begin the stream of events is given up."""
+        stream = self.api.follow_events({}, None, lambda event: None)
+        self.clock.advance(TIMEOUT)
+        self.assertIn("/events within 30 s", str(self.failureResultOf(stream, DaemonUnreachable).value))
+
+    def test_bad_events(self) -> None:
+        """A stream of events that holds something else, or one that never ends, fails and is left."""
+        self.patch(api_module, "MAX_EVENT", 100)
+        for data, reason in ((b'{"n": 1}\n{,\n', "not JSON"), (b" " * 101, "over 100 bytes")):
+            seen: list[Any] = []
+            stream = self.api.follow_events({}, None, seen.append)
+            self.endpoint.pump()
+            lost = self.daemon.streams[-1].notifyFinish()
+            self.daemon.streams[-1].write(data)
+            self.endpoint.pump()
+            self.assertIn(reason, str(self.failureResultOf(stream, DaemonUnreachable).value))
+            self.failureResultOf(lost)
+            self.assertEqual(seen, [{"n": 1}] * data.count(b"1}"))
 
     def test_events(self) -> None:
         """Each event is handed over as it comes, whichever way the stream is cut."""

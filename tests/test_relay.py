@@ -305,13 +305,14 @@ class LossTests(RelayCase):
 
     def test_a_half_closed_client_gets_its_answer(self) -> None:
         """The daemon learns of a client's half-close, and what it still answers arrives."""
-        client = self.client(GET)
-        client.transport.loseWriteConnection()
-        self.pump()
-        self.assertTrue(self.upstream.ended)
-        self.send(self.upstream, OK)
-        self.assertEqual(client.received, OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
-        self.assertTrue(client.closed_cleanly)
+        for request in (GET, post(b"/images/load", b"hello"), BUILD + b"5\r\nhello\r\n0\r\n\r\n"):
+            client = self.client(request)
+            client.transport.loseWriteConnection()
+            self.pump()
+            self.assertTrue(self.upstream.ended)
+            self.send(self.upstream, OK)
+            self.assertEqual(client.received, OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+            self.assertTrue(client.closed_cleanly)
         self.assertEqual(self.site.proxy.pool.idle, 0)
 
     def test_pipelined_requests_before_a_half_close(self) -> None:

@@ -180,7 +180,7 @@ class DockerChannel(HTTPChannel):
         """Close when everything that came before the end of the input has its answer: pipelined requests as well."""
         if self._phase is not _Phase.EXCHANGE:
             self.loseConnection()
-        elif not self._dataBuffer:  # else it is not the last request, or a hijack's input
+        elif not any(self._dataBuffer):  # else it is not the last request, or a hijack's input
             self.persistent = False
             self.requests[0].half_closed()
 
