@@ -11,6 +11,7 @@ assert VERSION is not None
 
 TEST = [
     "hypothesis>=6.100",  # laws that are checked on what it makes up
+    "docutils>=0.20",  # the manual page, and whether the documents are sound
     "docker>=7",  # the live tests' second client: its streams differ from the docker command's
     "testcontainers>=4.8",  # and the third: what test suites use, which looks for published ports by itself
 ]
@@ -47,7 +48,6 @@ setup(
             "mypy-zope>=1.0.5",
             "build>=1.2",  # the distributions, and the test of what is in them
             "setuptools>=70.1",  # what they are built with: the test builds without fetching anything
-            "docutils>=0.20",  # the manual page, and the test that the documents are sound
         ],
     },
     entry_points={
