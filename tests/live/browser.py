@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,14 +34,18 @@ def find_browser() -> str:
         found = shutil.which(name)
         if found is not None:
             return found
-    raise SkipTest(f"there is no {NAMES[0]} on PATH (apt-get install {NAMES[0]}): the status page is not tested")
+    raise SkipTest(f"there is no {NAMES[0]} on PATH (apt-get install {NAMES[0]}): what needs one is not tested")
 
 
 class Browser:
-    """A browser with a profile of its own; use it as a context manager."""
+    """A browser with a profile of its own; use it as a context manager.
 
-    def __init__(self) -> None:
+    :param arguments: more words of its command line.
+    """
+
+    def __init__(self, arguments: Sequence[str] = ()) -> None:
         self._program = find_browser()
+        self._arguments = arguments
         self._profile = tempfile.mkdtemp(prefix="rda-browser-")
         self._number = 0
         self._buffer = b""
@@ -69,6 +74,7 @@ class Browser:
                 "--no-proxy-server",
                 "--hide-scrollbars",
                 f"--user-data-dir={self._profile}",
+                *self._arguments,
                 "about:blank",
             ],
             preexec_fn=wire,
