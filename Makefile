@@ -8,7 +8,7 @@ export PYTHON
 VENV := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help run demo host test unit live soak check format bench dist man pythons clean
+.PHONY: help run demo host browser test unit live soak check format bench dist man pythons clean
 help:
 	@echo 'make run     start rda against REMOTE=user@host, or against a throwaway remote host (root on Linux);'
 	@echo '             ARGS=... are further options of rda, such as --listen tcp:2375:interface=127.0.0.1'
@@ -17,6 +17,7 @@ help:
 	@echo 'make unit    unit tests only: no network, no root, seconds'
 	@echo 'make live    tests against the throwaway remote host only; TESTS=tests.live.test_ports narrows them'
 	@echo 'make soak    the same for hours: nothing may grow; TESTS=tests.soak.test_relay and RDA_SOAK_... narrow them'
+	@echo 'make browser what a real browser sees, and what its pages cannot do; installs chromium (apt, 200 MB) where it is missing'
 	@echo 'make host    only bring the throwaway remote host up, and print how to use it'
 	@echo 'make check   ruff and mypy'
 	@echo 'make format  let ruff lay out the code'
@@ -38,6 +39,10 @@ demo: $(INSTALLED)
 
 host: $(INSTALLED)
 	@$(VENV)/python -m tests.live.host up
+
+browser: $(INSTALLED)
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; } >/dev/null
+	@$(VENV)/python -m tests.report tests.live.test_page tests.live.test_web_pages
 
 test: $(INSTALLED)
 	@$(VENV)/python -m tests.report unit live
