@@ -29,7 +29,8 @@ from zope.interface.verify import verifyObject
 
 from rda.errors import ChannelRefused, CommandFailed, LinkDown
 from rda.ssh.channels import MAX_LISTENERS, MAX_WINDOW, Connection, command, direct_tcp, streamlocal, subsystem
-from rda.ssh.stream import LOCAL_PACKET, MIN_WINDOW, STDERR_TAIL
+from rda.ssh.command_channel import STDERR_TAIL
+from rda.ssh.stream import LOCAL_PACKET, MIN_WINDOW
 from rda.ssh.transport import ClientTransport
 from tests.ssh_server import SERVER_WINDOW, Remote, ServerChannel, SshInMemory, TrustAll, password_login
 

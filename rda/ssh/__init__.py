@@ -12,7 +12,8 @@ From the top to the bottom::
     login            who we are: user authentication; identities and agent have the keys, askpass the passphrases
     host_keys        who they are: host keys, by known_hosts and pins
     transport        the encrypted connection, with exchange, kex, ciphers and packets
-    channels         the connection service and its channels as endpoints; stream: one channel as a transport
+    channels         the connection service and its channels as endpoints; stream: one as a transport,
+                     command_channel: a command's
     sftp             the remote file system
     keys             keys and certificates as values; known_hosts: looking them up
     network_watch    noticing that the network has changed; program: running a local program

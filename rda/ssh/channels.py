@@ -26,6 +26,7 @@ from zope.interface import implementer
 
 from rda.errors import ChannelRefused, LinkDown
 from rda.interfaces import IRemoteListener
+from rda.ssh.command_channel import CommandChannel
 from rda.ssh.stream import StreamChannel, peer_text
 
 if TYPE_CHECKING:
@@ -463,13 +464,8 @@ def command(connection: Connection, command: bytes) -> ChannelEndpoint:
 
     ``connectionLost`` gets ``ConnectionDone`` for exit status 0, else :class:`CommandFailed` with the end of stderr.
     """
-    what = f"the command {command.decode('utf-8', 'replace')!r}"
     hint = "The account may be restricted to one command, or the server's MaxSessions be reached."
-
-    def make() -> StreamChannel:
-        return StreamChannel(b"session", what, None, (b"exec", NS(command)), hint, reports_exit=True)
-
-    return ChannelEndpoint(connection, make)
+    return ChannelEndpoint(connection, lambda: CommandChannel(command, hint))
 
 
 def subsystem(connection: Connection, name: bytes) -> ChannelEndpoint:

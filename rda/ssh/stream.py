@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 from twisted.conch.ssh import connection as conch
 from twisted.conch.ssh.address import SSHTransportAddress
 from twisted.conch.ssh.channel import SSHChannel
-from twisted.conch.ssh.common import NS, getNS
+from twisted.conch.ssh.common import NS
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ConnectingCancelledError, ConnectionAborted, ConnectionDone, ConnectionLost
+from twisted.internet.error import ConnectingCancelledError, ConnectionAborted, ConnectionLost
 from twisted.internet.interfaces import (
     IAddress,
     IConsumer,
@@ -38,7 +38,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from rda.errors import ChannelRefused, CommandFailed
+from rda.errors import ChannelRefused
 
 if TYPE_CHECKING:
     from rda.ssh.channels import Connection
@@ -58,9 +58,6 @@ REFILL_PARTS = 8
 
 #: The most bytes handed to a protocol at once when a pause ends.
 DELIVERY_SIZE = 256 * 1024
-
-#: Bytes kept of the end of a command's standard error, for the message of its failure.
-STDERR_TAIL = 4 * 1024
 
 #: The most characters of a peer's text that are shown.
 MAX_TEXT = 300
@@ -91,16 +88,16 @@ class StreamChannel(SSHChannel):
     :param address: what :meth:`getPeer` says.
     :param request: for session channels, the request that starts the command: its name and its data.
     :param hint: what may be wrong when the server refuses, and what to do.
-    :param reports_exit: the channel ends with an exit status, and only that ends it (commands).
     :ivar opened: fires with this channel when it is ready to be used.
     :ivar open: the server has confirmed the channel.
     :ivar local_id: our number of it.
     :ivar remote_id: the server's number of it.
     :ivar disconnecting: :meth:`loseConnection` was called.
-    :ivar exit_status: of a command, once it has come.
+    :cvar awaits_exit: the end of both directions is not the end yet: an exit status is to come.
     """
 
     conn: Connection
+    awaits_exit = False
     _log = Logger()
 
     def __init__(
@@ -110,7 +107,6 @@ class StreamChannel(SSHChannel):
         address: IAddress | None,
         request: tuple[bytes, bytes] | None = None,
         hint: str = "",
-        reports_exit: bool = False,
     ) -> None:
         super().__init__(localWindow=MIN_WINDOW, localMaxPacket=LOCAL_PACKET)
         self.name = kind
@@ -120,11 +116,9 @@ class StreamChannel(SSHChannel):
         self.local_id = -1
         self.remote_id = -1
         self.disconnecting = False
-        self.exit_status: int | None = None
         self._address = address
         self._request = request
         self._hint = hint
-        self._reports_exit = reports_exit
         self._asked = 0.0
         self._protocol: IProtocol | None = None
         self._lost = False  # connectionLost was called, or there is nobody to call
@@ -140,8 +134,6 @@ class StreamChannel(SSHChannel):
         self._eof_received = False
         self._eof_told = False
         self._close_reason: Failure | None = None  # what connectionLost says once everything is delivered
-        self._signal = ""
-        self._stderr = b""
         # to the peer
         self._outgoing: deque[memoryview] = deque()
         self._producer: Any = None  # an IPushProducer, or an IPullProducer when not _streaming
@@ -359,7 +351,7 @@ class StreamChannel(SSHChannel):
             self._eof_told = True
             if IHalfCloseableProtocol.providedBy(self._protocol):
                 self._tell(lambda protocol: IHalfCloseableProtocol(protocol).readConnectionLost())
-            elif not self._reports_exit:
+            elif not self.awaits_exit:
                 self.loseConnection()
             self._close_when_done()
         if self._close_reason is not None and not self._lost:
@@ -380,8 +372,7 @@ class StreamChannel(SSHChannel):
                 self._log.failure("{protocol} failed when its channel was closed", protocol=protocol)
 
     def extReceived(self, dataType: int, data: bytes) -> None:
-        """Keep the end of standard error; it is taken at once, so that a chatty command does not stop."""
-        self._stderr = (self._stderr + data)[-STDERR_TAIL:]
+        """Standard error is taken at once, so that what is chatty does not stop."""
         self._taken += len(data)
         if not self._paused:
             self._refill()
@@ -413,34 +404,13 @@ class StreamChannel(SSHChannel):
         self._tell_end()
 
     def _why_closed(self) -> Failure:
-        if self._reports_exit and not self.disconnecting:
-            return Failure(self._exit_reason())
+        """What connectionLost says when it is the peer that has closed the channel."""
         if self._eof_received or self.disconnecting or self._eof_sent:
             return connectionDone
         return Failure(ConnectionLost(f"{self.what} was closed before its end"))
 
-    def _exit_reason(self) -> Exception:
-        if self.exit_status == 0:
-            return ConnectionDone()
-        if self._signal:
-            how = f"was ended by signal {self._signal}"
-        elif self.exit_status is None:
-            how = "ended without an exit status"
-        else:
-            how = f"ended with status {self.exit_status}"
-        stderr = peer_text(self._stderr, STDERR_TAIL)
-        return CommandFailed(
-            f"On the remote host, {self.what} {how}" + (f": {stderr}" if stderr else "."), self.exit_status
-        )
-
     def requestReceived(self, requestType: bytes, data: bytes) -> bool:
-        """Take the exit status (RFC 4254, section 6.10); nothing else means anything here."""
-        if requestType == b"exit-status":
-            (self.exit_status,) = _UINT32.unpack_from(data)
-            return True
-        if requestType == b"exit-signal":
-            self._signal = peer_text(getNS(data)[0])
-            return True
+        """Nothing that a server may ask means anything here."""
         return False
 
     def connection_gone(self, reason: Exception) -> None:
@@ -590,7 +560,7 @@ class StreamChannel(SSHChannel):
 
     def _close_when_done(self) -> None:
         """Both directions have ended: nothing can happen any more. (A command still has its exit status to tell.)"""
-        if self._eof_sent and self._eof_told and not self._reports_exit and not self.localClosed:
+        if self._eof_sent and self._eof_told and not self.awaits_exit and not self.localClosed:
             self._send_close()
 
     def _send_close(self) -> None:
