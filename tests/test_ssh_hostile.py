@@ -11,7 +11,7 @@ from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from rda.errors import LinkDown
-from rda.ssh import channels, transport
+from rda.ssh import channels, packet_transport
 from rda.ssh.channels import streamlocal
 from rda.ssh.stream import LOCAL_PACKET, MAX_TEXT, MIN_WINDOW, peer_text
 from tests.ssh_server import Remote, SshInMemory
@@ -95,7 +95,7 @@ class HostileCase(SynchronousTestCase):
 class QuestionTests(HostileCase):
     def test_a_server_that_does_not_read(self):
         """Answers that the server does not read are kept up to a limit; then the connection ends."""
-        self.patch(transport, "MAX_UNSENT", 20_000)
+        self.patch(packet_transport, "MAX_UNSENT", 20_000)
         for kind, (number, payload) in QUESTIONS.items():
             with self.subTest(kind):
                 self.setUp()
@@ -110,7 +110,7 @@ class QuestionTests(HostileCase):
 
     def test_a_server_that_reads(self):
         """Any number of questions is answered as long as the answers are read."""
-        self.patch(transport, "MAX_UNSENT", 20_000)
+        self.patch(packet_transport, "MAX_UNSENT", 20_000)
         for number, payload in QUESTIONS.values():
             for _ in range(10):
                 self.ssh.client_io.full()

@@ -13,13 +13,13 @@ from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
 from rda.errors import HostKeyRefused, LinkDown, LoginFailed
-from rda.ssh import ciphers, kex
-from rda.ssh import transport as transport_module
+from rda.ssh import ciphers, kex, packet_transport
 from rda.ssh.channels import Connection, streamlocal
 from rda.ssh.exchange import WrongSignature, _check_signature
 from rda.ssh.keys import fingerprint
 from rda.ssh.options import HANDSHAKE_SECONDS, REKEY_SECONDS, Algorithms
-from rda.ssh.transport import CLOSE_SECONDS, REKEY_TIMEOUT, ClientTransport, Options
+from rda.ssh.packet_transport import CLOSE_SECONDS
+from rda.ssh.transport import REKEY_TIMEOUT, ClientTransport, Options
 from tests.ssh_server import Remote, ServerTransport, SshInMemory, TrustAll, host_key, password_login
 
 
@@ -484,7 +484,7 @@ class RekeyTests(SshCase):
 
     def test_by_packets(self):
         """New keys are agreed on before the sequence numbers can repeat."""
-        self.patch(transport_module, "REKEY_PACKETS", 100)
+        self.patch(packet_transport, "REKEY_PACKETS", 100)
         ssh = self.ssh()
         protocol = self.open_echo(ssh)
         for _ in range(150):
@@ -526,7 +526,7 @@ class RekeyTests(SshCase):
 
     def test_too_much_waits(self):
         """What waits for the end of a key exchange is bounded."""
-        self.patch(transport_module, "MAX_BLOCKED", 10)
+        self.patch(packet_transport, "MAX_BLOCKED", 10)
         ssh = self.ssh()
         ssh.client.sendKexInit()
         for _ in range(11):
