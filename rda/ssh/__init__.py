@@ -11,7 +11,7 @@ From the top to the bottom::
     ssh_config       what --remote means: by ssh -G, or without it by ssh_config_file; the result is a target
     login            who we are: user authentication; identities and agent have the keys, askpass the passphrases
     host_keys        who they are: host keys, by known_hosts and pins
-    transport        the encrypted connection, with exchange and kex; packet_transport is below it, with packets, ciphers
+    transport        the encrypted connection, with exchange and kex; below it packet_transport, packets and ciphers
     channels         the connection service and its channels as endpoints; stream: one as a transport,
                      command_channel: a command's
     sftp             the remote file system
