@@ -222,7 +222,7 @@ class Exposed:
         self._program: _Program | None = None
         self._retry: IDelayedCall | None = None
         self._failures = 0
-        self._linked = False
+        self._linked = self._known = False
         self._delay = backoffPolicy(initialDelay=1.0, maxDelay=30.0)
 
     def __bool__(self) -> bool:
@@ -308,6 +308,7 @@ class Exposed:
             self._log.failure("The exposed ports could not be opened", result)
         if self._opening is opening:
             self._opening = None
+            self._known = True
             if isinstance(result, Failure):
                 self._failed(result.getErrorMessage())
         waiting, self._waiting = self._waiting, []
@@ -336,11 +337,12 @@ class Exposed:
     # What create asks.
 
     def settled(self) -> Deferred[None]:
-        """Fire when it is known what is reached from there, and what is not."""
-        if self._opening is None:
+        """Fire when it is known what is reached from there, and what is not; or when that takes too long."""
+        if not self._ports or (self._known and self._opening is None):
             return succeed(None)
-        self._waiting.append(Deferred())
-        return self._waiting[-1]
+        waiting: Deferred[None] = Deferred(self._waiting.remove)
+        self._waiting.append(waiting)
+        return waiting.addTimeout(ANSWER_SECONDS, self._clock, _go_on)
 
     def warnings(self) -> tuple[str, ...]:
         """What to tell whoever makes a container: the ports that it will not reach, and why."""
@@ -353,6 +355,10 @@ class Exposed:
     def status(self) -> tuple[ForwardStatus, ...]:
         """Describe every exposed port."""
         return tuple(port.status(self.address) for port in self._ports)
+
+
+def _go_on(result: object, seconds: float) -> None:
+    """Called when it takes too long to know more: what is known has to do."""
 
 
 def _silent(result: object, seconds: float) -> object:

@@ -250,6 +250,7 @@ class Forwards:
         self._containers: dict[str, _Container] = {}
         self._closing: set[Deferred[Any]] = set()
         self._leaving: set[_AnyForward] = set()
+        self._relays_udp = False
 
     # Changing the table.
 
@@ -331,8 +332,18 @@ class Forwards:
     # Looking at it.
 
     def udp_problem(self) -> Deferred[str]:
-        """Ask the remote host whether it can relay datagrams: "" or, for create's Warnings, the reason why not."""
-        return probe(self._host, self._clock)
+        """Ask the remote host whether it can relay datagrams: "" or, for create's Warnings, the reason why not.
+
+        A host that can is asked once: what it lacks may be installed, but hardly ever the other way round.
+        """
+        if self._relays_udp:
+            return succeed("")
+
+        def answered(problem: str) -> str:
+            self._relays_udp = not problem
+            return problem
+
+        return probe(self._host, self._clock).addCallback(answered)
 
     def local(self, container: str) -> Listeners | None:
         """Return where a container's ports are open here; None for a container that has no part in the table."""

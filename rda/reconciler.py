@@ -226,6 +226,8 @@ class Reconciler(Service):
         before = self._owned.get(container)
         self._owned[container] = owned
         await self._hold_mirrors(owned)
+        if container in self._starting:
+            return  # it has begun meanwhile, has its ports, and looks when it ends
         if not owned.running:
             await self._release(container)
             if before is not None and before.running:

@@ -142,6 +142,17 @@ class OpenTests(ExposedCase):
         self.successResultOf(none.settled())
         self.successResultOf(none.stop())
 
+    def test_before_the_link(self) -> None:
+        """A create that comes before the link is up waits for it, but not for ever."""
+        settled = [self.exposed.settled(), self.exposed.settled()]
+        self.clock.advance(ANSWER_SECONDS)
+        for one in settled:
+            self.successResultOf(one)
+        waiting = self.exposed.settled()
+        self.up()
+        self.successResultOf(waiting)
+        self.assertEqual(self.exposed.address, GATEWAY)
+
     def test_settled(self) -> None:
         """A create that comes while the ports are being opened waits until it is known which are."""
         self.exposed.link_up()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -138,6 +139,17 @@ class ReconcilerTests(SynchronousTestCase):
         self.there_is(container(port=40000))
         self.event("connect", kind="network", container=WEB)
         self.assertEqual(self.forwards.open, {WEB: {"80/tcp": 40000}})
+
+    def test_start_begins_during_a_look(self) -> None:
+        """A look that found the container stopped does not take away what a start has reserved meanwhile."""
+        self.there_is(container(running=False))
+        holding: Deferred[None] = Deferred()
+        self.mirrors.hold = lambda *_: holding  # type: ignore[method-assign]
+        self.link_up()
+        self.reconciler.start_begins(WEB)
+        self.forwards.open[WEB] = None
+        holding.callback(None)
+        self.assertIn(WEB, self.forwards.open)
 
     def test_start_under_way_is_left_alone(self) -> None:
         """What a start has reserved is not closed by an event that comes before the container runs."""

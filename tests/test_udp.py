@@ -377,10 +377,18 @@ class ProbeTests(UDPCase):
 
     def test_answers(self) -> None:
         """The program's first words tell that it is there; else there is a reason."""
-        self.assertEqual(self.successResultOf(self.probe(READY, ConnectionDone())), "")
         self.assertEqual(self.successResultOf(self.probe(b"", CommandFailed("x", 127))), NO_PROGRAM)
         self.assertIn("killed", self.successResultOf(self.probe(b"", CommandFailed("killed", None))))
         self.assertEqual(self.successResultOf(self.probe(b"Welcome", ConnectionDone())), NO_PROGRAM)
+        self.assertEqual(self.successResultOf(self.probe(READY, ConnectionDone())), "")
+
+    def test_asked_once(self) -> None:
+        """A remote host that can relay is not asked again; one that cannot is."""
+        self.assertEqual(self.successResultOf(self.probe(b"", CommandFailed("x", 127))), NO_PROGRAM)
+        self.assertEqual(self.successResultOf(self.probe(READY, ConnectionDone())), "")
+        asked = len(self.host.endpoint.peers)
+        self.assertEqual(self.successResultOf(self.forwards.udp_problem()), "")
+        self.assertEqual(len(self.host.endpoint.peers), asked)
 
     def test_silence(self) -> None:
         """A remote host that does not answer is taken to have no program, and not asked any longer."""

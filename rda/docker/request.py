@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from rda.docker.document import object_of, parse_any, serialise, text_list, text_of
 from rda.docker.host_network import FORWARD_LABEL, read_ports
@@ -35,6 +36,9 @@ REQUEST_LABEL = "io.rda.request"
 
 #: The form of :class:`Request`. A label of another version is not understood, and its container not touched.
 _VERSION = 1
+
+#: Labels whose meaning is remembered: lists show the same containers again and again.
+REMEMBERED = 4096
 
 #: Network modes whose containers publish nothing.
 _UNPUBLISHED = ("host", "none")
@@ -117,8 +121,11 @@ class Request:
 def find_request(labels: object) -> Request | None:
     """Read the request among a container's or volume's labels; None when there is none that we understand."""
     text = labels.get(REQUEST_LABEL) if isinstance(labels, dict) else None
-    if not isinstance(text, str):
-        return None
+    return _parsed(text) if isinstance(text, str) else None
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _parsed(text: str) -> Request | None:
     try:
         fields = object_of(parse_any(text.encode("utf-8", "replace")), REQUEST_LABEL)
         ports = fields.get("ports")

@@ -28,7 +28,7 @@ from rda.status import LATENCY_BUCKETS, ContextStatus, ForwardStatus, MirrorStat
 __all__ = ["Metrics"]
 
 _LINK_STATES = ("connected", "connecting", "waiting", "failed")
-_FORWARD_STATES = ("open", "reserved", "not forwarded")
+_FORWARD_STATES = ("open", "reserved", "not forwarded", "exposed", "not exposed")
 _MIRROR_STATES = ("idle", "scanning", "applying", "waiting", "paused", "halted")
 
 Status = Callable[[], Sequence[ContextStatus]]

@@ -207,6 +207,29 @@ class Forms(LiveTestCase):
         for address in ("127.0.0.1", "127.0.0.2"):
             self.assertIn("root:x:0:0", self.page(address, port))
 
+    def test_copied_labels(self):
+        """Labels of a container that somebody copies, by hand or by a commit, open nothing here."""
+        port = free_port()
+        self.rda.docker("run", "-d", "--name", "web", "-p", f"{port}:80", *WEB)
+        labels = json.loads(self.host.docker("inspect", "-f", "{{json .Config.Labels}}", "web").stdout)
+        self.assertEqual(set(labels), {"io.rda.owner", "io.rda.request"})
+        copied = [word for name, value in labels.items() for word in ("--label", f"{name}={value}")]
+        self.host.docker("run", "-d", "--name", "copy", "-p", "127.0.0.1::80", *copied, *WEB)
+        self.rda.docker("commit", "web", "committed")
+        self.addCleanup(self.host.docker, "image", "rm", "-f", "committed")
+        there = json.loads(self.host.docker("image", "inspect", "-f", "{{json .Config.Labels}}", "committed").stdout)
+        self.assertEqual(set(there.values()), {""})
+        here = self.rda.docker("image", "inspect", "-f", "{{json .Config.Labels}}", "committed").stdout
+        self.assertEqual(json.loads(here), None)
+        self.rda.docker("rm", "-f", "web")
+        self.assertEqual(self.rda.ports(), set())
+        self.assertEqual(self.rda.status()["forwards"], [])
+        for words in (
+            ("run", "--label", "io.rda.owner=x", "busybox", "true"),
+            ("commit", "--change", "LABEL io.rda.request={}", "copy", "x"),
+        ):
+            self.assertIn(b"rda's own", self.rda.docker(*words, check=False).stderr)
+
     def test_host_network(self):
         """A container on the host's network has the ports here that its label names, and no others, while it runs."""
         inside, local = free_port(), free_port()
