@@ -11,17 +11,21 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from twisted.application.service import MultiService, Service
 from twisted.internet.defer import Deferred, DeferredList, gatherResults, maybeDeferred, succeed
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.interfaces import IListeningPort, IStreamClientEndpoint
+from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger, globalLogPublisher
 from twisted.python.failure import Failure
 
 from rda.api import DaemonAPI
+from rda.audit import Audit
 from rda.config import Config, Context
 from rda.containers import Containers
 from rda.docker.binds import Rules, System
@@ -30,8 +34,10 @@ from rda.docker.sources import Sources
 from rda.errors import ConfigError, RdaError
 from rda.exposed import Exposed
 from rda.forwards import Forwards
+from rda.gate import Gate
 from rda.listeners import docker_host, is_network, listen, private_directory
 from rda.made_here import MadeHere
+from rda.ownership import Ownership
 from rda.pages.logs import RecentLog
 from rda.pages.tree import Pages
 from rda.proxy.callers import Callers, Machine
@@ -84,6 +90,7 @@ class Agent(MultiService):
         self._say = say
         self._give_up = give_up
         self.log = RecentLog()
+        self.audit = _audit(config)
         self.links = Links(lambda remote, docker: Link(reactor, remote, docker))
         self._manager = manager or ServiceManager({}, os.getpid(), reactor)
         self.machine = Machine()
@@ -101,6 +108,8 @@ class Agent(MultiService):
         """
         private_directory(Path(self._config.state_dir))
         _raise_descriptor_limit()
+        if self.audit is not None:
+            self.audit.start()
         globalLogPublisher.addObserver(self.log)
         super().startService()
         for context in self._contexts.values():
@@ -129,7 +138,14 @@ class Agent(MultiService):
             return result
 
         stopping = [maybeDeferred(super().stopService), self._reloading.when_idle()]
-        return DeferredList(stopping, consumeErrors=True).addBoth(stopped)
+        return DeferredList(stopping, consumeErrors=True).addBoth(self._close_audit).addBoth(stopped)
+
+    def _close_audit(self, result: Any) -> Any:
+        """Have the last calls noted: beside the reactor, as the disk may be slow."""
+        if self.audit is None:
+            return result
+        closing = deferToThreadPool(self._reactor, self._reactor.getThreadPool(), self.audit.stop)
+        return closing.addBoth(lambda _: result)
 
     def reload(self) -> None:
         """Read the configuration again and apply what is different in it."""
@@ -144,6 +160,8 @@ class Agent(MultiService):
         """Stop and start contexts; those that did not change keep everything they have."""
         if wanted.state_dir != self._config.state_dir:
             raise ConfigError(["state_dir: it cannot change while rda runs; restart rda"])
+        if wanted.audit != self._config.audit:
+            raise ConfigError(["audit: it cannot change while rda runs; restart rda"])
         running = {name: context.context for name, context in self._contexts.items() if context.works}
         changes = difference(running, wanted)
         broken = [name for name in self._contexts if name not in running]
@@ -193,7 +211,8 @@ class Agent(MultiService):
     def status(self) -> tuple[ContextStatus, ...]:
         """What every context is doing; what of the configuration is not in effect concerns them all."""
         contexts = [context.status() for context in self._contexts.values() if context.wired]
-        problems = self._reloading.problems()
+        audit = self.audit.problem() if self.audit is not None else None
+        problems = (*self._reloading.problems(), *((audit,) if audit is not None else ()))
         return tuple(replace(context, problems=(*context.problems, *problems)) for context in contexts)
 
 
@@ -249,14 +268,15 @@ class ContextAgent(Service):
         self._api = api = DaemonAPI(reactor, link.docker())
         self._forwards = forwards = Forwards(link, reactor, publish_address=context.publish_address)
         sources = Sources(_system(), Rules.of((rule.pattern, rule.where) for rule in context.rules))
-        settings = {rule.pattern: Settings(rule.mode, rule.ignore) for rule in context.rules}
+        plain = bool(context.access)  # a policy has judged where sources really lead
+        settings = {rule.pattern: Settings(rule.mode, rule.ignore, plain) for rule in context.rules}
         self._mirrors = mirrors = Mirrors(
             link,
             str(self._state_dir),
             owner,
             context.sync_root,
             reactor,
-            settings=lambda source: settings.get(sources.rule(source).pattern, Settings()),
+            settings=lambda source: settings.get(sources.rule(source).pattern, Settings(plain=plain)),
             mounted=lambda: Deferred.fromCoroutine(api.mounted_paths()),
         )
         self._made_here = MadeHere(self._state_dir / "containers", self._sync)
@@ -280,14 +300,16 @@ class ContextAgent(Service):
             waiting=self._waiting,
         )
         self._pages = Pages(reactor, self._agent.status, mirrors, self._agent.log)
+        gate = self._gate(containers, owner, sources)
         self._site = DockerSite(
             link.docker(),
-            containers,
+            gate or containers,
             reactor,
             context.limits,
             hosts=self._host_names(),
             identify=callers,
             own=self._pages,
+            gate=gate,
         )
         link.add_observer(self._link_changed)
         self._was_connected = False
@@ -295,6 +317,16 @@ class ContextAgent(Service):
         mirrors.startService()
         link.startService()
         self._listen()
+
+    def _gate(self, containers: Containers, owner: str, sources: Sources) -> Gate | None:
+        """Who looks at every call; nobody, where there is nothing to look for."""
+        context, reactor, audit = self.context, self._reactor, self._agent.audit
+        if not context.access and audit is None:
+            return None
+        ownership = Ownership(self._api, self._reconciler.is_ours, owner)
+        in_thread = partial(deferToThreadPool, reactor, reactor.getThreadPool())
+        sockets = tuple(filter(None, (urlsplit(context.docker).path,)))
+        return Gate(context.name, containers, context.access, self._api, ownership, sources, in_thread, sockets, audit)
 
     def _host_names(self) -> frozenset[str]:
         """What clients may call the TCP listeners: what is configured, and what our certificate says."""
@@ -451,6 +483,15 @@ def _system() -> System:
     if sys.platform == "win32":
         return System.WINDOWS
     return System.WSL if "microsoft" in os.uname().release.lower() else System.LINUX
+
+
+def _audit(config: Config) -> Audit | None:
+    """The audit that the configuration asks for."""
+    settings = config.audit
+    if settings is None:
+        return None
+    path = Path(settings.path) if settings.path else Path(config.state_dir) / "audit.jsonl"
+    return Audit(path, settings.max_bytes, settings.keep, settings.fail_closed)
 
 
 def identity(state_dir: Path) -> str:

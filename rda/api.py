@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from urllib.parse import quote
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectError, ConnectionClosed
-from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.internet.interfaces import IConsumer, IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import URI, Agent, HTTPConnectionPool, PartialDownloadError, ResponseFailed
-from twisted.web.iweb import IAgentEndpointFactory, IResponse
+from twisted.web.iweb import IAgentEndpointFactory, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from rda.errors import DaemonError, DaemonUnreachable, RdaError
@@ -101,6 +101,31 @@ class DaemonAPI:
         """Return what the daemon tells of itself and its host."""
         return cast("dict[str, Any]", await self._get("/info", {}))
 
+    async def inspect_volume(self, name: str) -> dict[str, Any] | None:
+        """Return a volume's description; None when there is none."""
+        return await self._get_or_none(f"/volumes/{_segment(name)}")
+
+    async def inspect_network(self, reference: str) -> dict[str, Any] | None:
+        """Return a network's description by any spelling of its id or name; None when there is none."""
+        return await self._get_or_none(f"/networks/{_segment(reference)}")
+
+    async def containers_with(self, volume: str) -> list[dict[str, Any]]:
+        """Return all containers, running or not, that have a volume mounted."""
+        filters = json.dumps({"volume": [volume]})
+        return cast("list[dict[str, Any]]", await self._get("/containers/json", {"all": "1", "filters": filters}))
+
+    async def create_volume(self, document: Mapping[str, object]) -> dict[str, Any]:
+        """Make a volume, unless there is one of its name; return the description of what is there now."""
+        call = Deferred.fromCoroutine(self._post("/volumes/create", document))
+        call.addTimeout(TIMEOUT, self._reactor, onTimeoutCancel=_timed_out("the creation of a volume"))
+        return cast("dict[str, Any]", await call)
+
+    async def _post(self, path: str, document: Mapping[str, object]) -> object:
+        response = await self._request(path, {}, "POST", document)
+        if response.code not in (200, 201):
+            raise await self._error(response)
+        return json.loads(await self._body(response))
+
     async def list_containers(self, labels: Sequence[str]) -> list[dict[str, Any]]:
         """Return all containers, running or not, that carry every one of these labels (``name`` or ``name=value``)."""
         filters = json.dumps({"label": list(labels)})
@@ -174,10 +199,13 @@ class DaemonAPI:
         except ValueError:
             raise DaemonUnreachable(f"the Docker daemon answered {path} with something that is not JSON") from None
 
-    async def _request(self, path: str, params: dict[str, str], method: str = "GET") -> IResponse:
+    async def _request(
+        self, path: str, params: dict[str, str], method: str = "GET", document: Mapping[str, object] | None = None
+    ) -> IResponse:
         try:
             # The host part is only for the Host header: the endpoint is fixed.
-            call = self._client().request(method, f"http://docker{path}", params=params, unbuffered=True)
+            body: dict[str, Any] = {} if document is None else _json_body(document)
+            call = self._client().request(method, f"http://docker{path}", params=params, unbuffered=True, **body)
             return cast("IResponse", await call)
         except RdaError:
             raise
@@ -221,6 +249,33 @@ def _timed_out(path: str) -> Callable[[object, float], object]:
         return result
 
     return on_cancel
+
+
+def _json_body(document: Mapping[str, object]) -> dict[str, Any]:
+    """What treq is told of a request's body."""
+    return {"data": _WholeBody(json.dumps(document).encode()), "headers": {"Content-Type": "application/json"}}
+
+
+@implementer(IBodyProducer)
+class _WholeBody:
+    """A small body, written at once."""
+
+    def __init__(self, data: bytes) -> None:
+        self.length = len(data)
+        self._data = data
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        consumer.write(self._data)
+        return succeed(None)
+
+    def pauseProducing(self) -> None:
+        """It is written already."""
+
+    def resumeProducing(self) -> None:
+        """See above."""
+
+    def stopProducing(self) -> None:
+        """See above."""
 
 
 class _Reader(Protocol, Generic[Result]):

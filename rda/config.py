@@ -122,14 +122,29 @@ class Context:
 
 
 @dataclass(frozen=True)
+class AuditSettings:
+    """Where and how the audit is kept; see :class:`rda.audit.Audit`.
+
+    :ivar path: of the file; "" for ``audit.jsonl`` in the state directory.
+    """
+
+    path: str = ""
+    max_bytes: int = 16 * 1024 * 1024
+    keep: int = 8
+    fail_closed: bool = False
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything the agent needs to know.
 
     :ivar state_dir: local directory, owner-only, for identity and manifests.
+    :ivar audit: None where none is kept.
     """
 
     contexts: tuple[Context, ...]
     state_dir: str
+    audit: AuditSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -171,6 +186,7 @@ def load(text: str | None, options: Mapping[str, Any], outside: Outside) -> Conf
     state_dir = _Reader("", dict(top), problems).text("state_dir", outside.state_dir)
     top.pop("state_dir", None)
     permits = _permits(top.pop("remotes", None), problems)
+    audit = _audit(top.pop("audit", None), problems, outside)
     found = []
     if "remote" in top or not contexts:
         found.append(_context(DEFAULT_CONTEXT, "", top, problems, outside))
@@ -180,8 +196,11 @@ def load(text: str | None, options: Mapping[str, Any], outside: Outside) -> Conf
     _check_listeners(found, problems)
     if problems:
         raise ConfigError(problems)
-    allowed = [replace(context, remote=replace(context.remote, permits=permits)) for context in found]
-    return Config(contexts=tuple(allowed), state_dir=outside.expand(state_dir))
+    state_dir = outside.expand(state_dir)
+    own_files = (state_dir, *((audit.path,) if audit is not None and audit.path else ()))
+    allowed = (replace(context, remote=replace(context.remote, permits=permits)) for context in found)
+    contexts = tuple(replace(context, access=context.access.without(own_files)) for context in allowed)
+    return Config(contexts=contexts, state_dir=state_dir, audit=audit)
 
 
 def _permits(found: object, problems: list[str]) -> tuple[str, ...] | None:
@@ -200,6 +219,26 @@ def _permits(found: object, problems: list[str]) -> tuple[str, ...] | None:
             reader.problem("allow", str(e))
     reader.finish("allow")
     return permits
+
+
+def _audit(table: object, problems: list[str], outside: Outside) -> AuditSettings | None:
+    if table is None:
+        return None
+    if not isinstance(table, dict):
+        problems.append("audit: must be a table like [audit]")
+        return None
+    reader = _Reader("audit.", dict(table), problems)
+    path = reader.text("path", "")
+    numbers = {key: reader.anything(key, getattr(AuditSettings, key)) for key in ("max_bytes", "keep")}
+    for key, least in (("max_bytes", 4096), ("keep", 1)):
+        value = numbers[key]
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            reader.problem(key, f"must be a whole number, and at least {least}")
+            numbers[key] = least
+    fail_closed = reader.flag("fail_closed", AuditSettings.fail_closed)
+    reader.finish("path, max_bytes, keep, fail_closed")
+    settings = AuditSettings(outside.expand(path) if path else "", fail_closed=fail_closed)
+    return replace(settings, **numbers)  # type: ignore[arg-type]
 
 
 def _toml(text: str | None, problems: list[str]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from rda.docker import labels, rewrite
 from rda.docker.binds import volume_source
 from rda.docker.host_network import HostForwards
 from rda.docker.ports import Published
+from rda.docker.request import USER_LABEL, labels_of
 from rda.docker.routes import Call, Outgoing
 from rda.docker.sources import Sorted, Sources
 from rda.errors import RdaError, Refused
@@ -210,6 +211,7 @@ class Containers:
             shown={places[bind.path]: bind.path for bind, _ in found.local},
             warnings=(*found.warnings, *warnings, *await self._udp_warnings(ports), *host_warnings),
         )
+        changed["Labels"] = {**labels_of(changed), USER_LABEL: call.caller.user}
         self._reconciler.made_here.intend(nonce)
         return Outgoing(body=changed, memo=memo)
 

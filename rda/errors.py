@@ -46,6 +46,12 @@ class Refused(RdaError):
     status = 403
 
 
+class NotFound(RdaError):
+    """There is no such thing, or none of the caller's."""
+
+    status = 404
+
+
 class BodyTooLarge(RdaError):
     """A request body that has to be read whole is over its limit."""
 

@@ -17,9 +17,11 @@ from twisted.internet.interfaces import IAddress, IProtocolFactory, IStreamClien
 from zope.interface import Attribute, Interface
 
 if TYPE_CHECKING:
-    from rda.docker.routes import Call, Outgoing
+    from collections.abc import Sequence
 
-__all__ = ["Attributes", "ICallRewriter", "IRemoteFiles", "IRemoteHost", "IRemoteListener"]
+    from rda.docker.routes import Call, Outgoing, Table
+
+__all__ = ["Attributes", "ICallRewriter", "IGate", "IRemoteFiles", "IRemoteHost", "IRemoteListener"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,3 +208,25 @@ class ICallRewriter(Interface):
 
     def aborted(call: Call, sent: Outgoing) -> None:
         """The exchange ended without an answer (client gone, link lost): undo what ``outgoing`` reserved."""
+
+
+class IGate(Interface):
+    """Who looks at every call of a site before anything is decided about it, and notes how it went."""
+
+    table: Table = Attribute("Which routes are told apart; all of them ask their ICallRewriter.")
+
+    def admit(call: Call, fields: Sequence[tuple[bytes, bytes]]) -> tuple[Call, Sequence[tuple[bytes, bytes]]]:
+        """Look at a request's head; return the call and the header fields to go on with.
+
+        :raises RdaError: it is refused.
+        """
+
+    def admit_own(call: Call) -> None:
+        """Look at a request for rda's own pages; raises as above."""
+
+    def over(call: Call, status: int | None, seconds: float, sent: int, received: int) -> None:
+        """Note how a call went.
+
+        :param status: of the answer, or None where there was none.
+        :param sent: bytes to the daemon; ``received``: bytes to the client.
+        """

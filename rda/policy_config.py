@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,10 +36,21 @@ class Access:
     def __bool__(self) -> bool:
         return self.policy is not None or self.owner_filter
 
+    def without(self, paths: Iterable[str]) -> Access:
+        """Deny rda's own files to everybody: whoever is judged may neither read nor write them."""
+        if self.policy is None:
+            return self
+        users = {name: _denying(policy, paths) for name, policy in self.users.items()}
+        return replace(self, policy=_denying(self.policy, paths), users=users)
+
     def policy_of(self, user: str) -> Policy | None:
         """Return the policy that holds for a user."""
         policy = self.users.get(user, self.policy)
         return policy.of(user) if policy is not None else None
+
+
+def _denying(policy: Policy, paths: Iterable[str]) -> Policy:
+    return replace(policy, deny={**policy.deny, "binds": (*policy.deny.get("binds", ()), *paths)})
 
 
 def read_access(table: dict[str, Any], path: str, context: str, problems: list[str]) -> Access:

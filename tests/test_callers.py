@@ -257,9 +257,9 @@ class CertificateTests(RelayCase):
         super().setUp()
         dispatch = self.site.proxy.exchange
 
-        def exchange(request: Any, head: Any, call: Any, ended: Any) -> Any:
+        def exchange(request: Any, head: Any, call: Any, *rest: Any) -> Any:
             self.callers.append(call.caller)
-            return dispatch(request, head, call, ended)
+            return dispatch(request, head, call, *rest)
 
         self.site.proxy.exchange = exchange  # type: ignore[method-assign]
         self.tls = ServerTLS(str(self.server), need_certificate=not self.access)

@@ -161,7 +161,8 @@ class LoadTests(SynchronousTestCase):
     def test_the_sample_shows_every_limit(self) -> None:
         """The sample names each limit with its default."""
         sample = (Path(__file__).parent.parent / "etc/rda.toml").read_text(encoding="utf-8")
-        lines = re.findall(r"^# ([a-z_]+) = ([0-9.]+) +# ", sample.partition("# [limits]")[2], re.MULTILINE)
+        section = sample.partition("# [limits]")[2].partition("\n\n")[0]
+        lines = re.findall(r"^# ([a-z_]+) = ([0-9.]+) +# ", section, re.MULTILINE)
         self.assertEqual({name: float(value) for name, value in lines}, asdict(Limits()))
 
 

@@ -16,7 +16,7 @@ from rda.containers import Containers
 from rda.docker import document, routes
 from rda.docker.binds import Rules, System
 from rda.docker.host_network import FORWARD_LABEL, HostForwards, read_ports
-from rda.docker.request import OWNER_LABEL, REQUEST_LABEL, find_request
+from rda.docker.request import OWNER_LABEL, REQUEST_LABEL, USER_LABEL, find_request
 from rda.docker.routes import Call, Outgoing
 from rda.docker.sources import Sources
 from rda.errors import BadRequest, PortUnavailable, Refused, SyncFailed
@@ -289,6 +289,7 @@ class CreateTests(ContainersCase):
                 ("changes", "CMD x"),
                 ("changes", f'LABEL {OWNER_LABEL}=""'),
                 ("changes", f'LABEL {REQUEST_LABEL}=""'),
+                ("changes", f'LABEL {USER_LABEL}=""'),
             ),
         )
 

@@ -14,9 +14,11 @@ ROOT = Path(__file__).parent.parent / "rda"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("tap", "command"),
     ("agent", "doctor"),
+    ("gate",),
     ("containers",),
+    ("ownership",),
     ("reconciler",),
-    ("api", "forwards", "exposed", "splice", "udp", "sync", "proxy", "ssh", "pages"),
+    ("api", "audit", "forwards", "exposed", "splice", "udp", "sync", "proxy", "ssh", "pages"),
     ("record", "reload", "waiting", "words"),
     (
         "docker",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
+from pathlib import Path
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -12,7 +15,7 @@ from rda.docker.endpoints import JUDGED, canonical_body, claims_of
 from rda.docker.ports import Published
 from rda.docker.rewrite import canonical_create
 from rda.errors import BadRequest, ConfigError
-from rda.policy import PRESETS, Facts, Policy, judge, refused
+from rda.policy import FLAGS, LIMITS, LISTS, PRESETS, Facts, Policy, judge, refused
 from rda.policy_config import Access, read_access
 
 DEVELOPER = PRESETS["developer"]
@@ -463,6 +466,28 @@ class ConfigurationTests(SynchronousTestCase):
         """Rules for some users need a rule for everybody else."""
         with self.assertRaises(ConfigError):
             access(user={"ann": {}})
+
+    def test_own_files(self) -> None:
+        """rda's own files are in no mount, nor anything above them."""
+        closed = access(policy={"preset": "open"}, user={"ann": {"binds": ["/"]}}).without(("/state/rda",))
+        for user in ("ann", "bob"):
+            policy = closed.policy_of(user)
+            assert policy is not None
+            for path, rules in (("/state/rda/audit.jsonl", ["deny_binds"]), ("/state", ["deny_binds"]), ("/srv", [])):
+                facts = Facts(local=((path, path),))
+                self.assertEqual([one.rule for one in judge(facts, (), policy)], rules, path)
+
+    def test_sample(self) -> None:
+        """The sample shows every key, with the values of the preset that holds when none is named."""
+        sample = (Path(__file__).parent.parent / "etc/rda.toml").read_text(encoding="utf-8")
+        section = sample.partition("# [policy]\n")[2].partition("\n#\n# For some users")[0]
+        lines = [line.removeprefix("# ") for line in section.splitlines()]
+        table = tomllib.loads("\n".join(line for line in lines if not re.match("#|  \\S", line)))
+        self.assertEqual(set(table), {"preset", *LISTS, *FLAGS, *LIMITS})
+        shown = policy(**{key: value for key, value in table.items() if key != "preset"})
+        self.assertEqual({key: value for key, value in shown.allow.items() if value}, DEVELOPER.allow)
+        self.assertEqual({key: value for key, value in shown.flags.items() if value}, DEVELOPER.flags)
+        self.assertEqual(set(shown.limits.values()), {0})
 
     def test_canonical(self) -> None:
         """The test's own documents are canonical ones."""

@@ -14,7 +14,20 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rda.command import collect, completion, contexts, control, doctor, lists, logs, plugin, status, token, version
+from rda.command import (
+    audit,
+    collect,
+    completion,
+    contexts,
+    control,
+    doctor,
+    lists,
+    logs,
+    plugin,
+    status,
+    token,
+    version,
+)
 from rda.command.base import Command, CommandError, Exit
 from rda.command.terminal import Terminal
 
@@ -34,6 +47,7 @@ COMMANDS: tuple[Command, ...] = (
     contexts.COMMAND,
     token.COMMAND,
     doctor.COMMAND,
+    audit.COMMAND,
     completion.COMMAND,
     plugin.COMMAND,
     version.COMMAND,

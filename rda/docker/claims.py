@@ -303,8 +303,10 @@ def _mounts(value: object, where: str) -> Iterator[Claim]:
             if not source.startswith(("/", "\\")) and not re.match(r"[A-Za-z]:[\\/]", source):
                 yield Claim(Kind.FIELD, "bind source that is no absolute path", place)
         elif kind == "volume":
-            if source:
+            if source and _VOLUME_NAME.fullmatch(source):
                 yield Claim(Kind.VOLUME, source, place)
+            elif source:
+                yield Claim(Kind.FIELD, f"volume name {source!r}", place)
             driver = object_of(object_of(mount.get("VolumeOptions"), place).get("DriverConfig"), place)
             yield from _driver(driver.get("Name"), driver.get("Options"), place)
         elif kind != "tmpfs":

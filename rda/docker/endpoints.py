@@ -76,7 +76,7 @@ exec create           | POST /containers/{ref}/exec | document
 exec inspect          | GET /exec/{ref}/json |
 exec resize           | POST /exec/{ref}/resize |
 image list            | GET /images/json |
-image pull            | POST /images/create |
+image create          | POST /images/create |
 image load            | POST /images/load |
 image prune           | POST /images/prune |
 image search          | GET /images/search |
@@ -142,15 +142,22 @@ config remove         | DELETE /configs/{ref} |
 config update         | POST /configs/{ref}/update |
 """
 
-_OWN = tuple(_route(line) for line in _MORE.strip().splitlines())
+_LISTED = {(route.method, route.pattern): route for route in ROUTES}
 
-_REPLACED = {(route.method, route.pattern) for route in _OWN}
 
-#: The whole API. Every route asks.
+def _merged(route: Route) -> Route:
+    """Put what is said here of an endpoint together with what ROUTES says of it."""
+    listed = _LISTED.pop((route.method, route.pattern), route)
+    body = route.body if listed.body is RequestBody.STREAM else listed.body
+    return replace(
+        listed, body=body, answer=route.answer if listed.answer is Answer.STREAM else listed.answer, asks=True
+    )
+
+
+#: The whole API. Every route asks. (checkpoint remove comes before container remove, whose reference spans slashes.)
 ENDPOINTS: tuple[Route, ...] = (
-    # checkpoint remove comes before container remove, whose reference spans slashes.
-    *_OWN,
-    *(replace(route, asks=True) for route in ROUTES if (route.method, route.pattern) not in _REPLACED),
+    *(_merged(_route(line)) for line in _MORE.strip().splitlines()),
+    *(replace(route, asks=True) for route in ROUTES if (route.method, route.pattern) in _LISTED),
 )
 
 #: For :func:`rda.docker.routes.match`.
@@ -207,17 +214,17 @@ _DOCUMENTS: dict[str, Callable[[Mapping[str, object]], Iterator[Claim]]] = {
 }
 
 
+#: Reads are no better than changes: ``GET /swarm`` has the tokens with which a host becomes a manager.
+_SWARM = ("swarm", "node", "secret", "config", "task", "service")
+
+
 def _whole_groups(call: Call) -> Iterator[Claim]:
     """Claim what is allowed or not as a whole."""
     group, _, what = call.route.name.partition(" ")
     changes = call.method not in (b"GET", b"HEAD")
     if group == "plugin" and (changes or what == "privileges"):
         yield Claim(Kind.PLUGINS, "plugins", call.path)
-    elif (
-        (group in ("swarm", "node", "secret", "config", "task", "service") and changes)
-        or what == "unlock key"
-        or call.route.name == "volume update"
-    ):
+    elif group in _SWARM or call.route.name == "volume update":
         yield Claim(Kind.SWARM, "swarm", call.path)
     elif group == "grpc":
         yield Claim(Kind.BUILDKIT, "BuildKit's own API", call.path)
@@ -317,7 +324,7 @@ _QUERIES: dict[str, Callable[[Call], Iterator[Claim]]] = {
     "container commit": _commit,
     "distribution inspect": _distribution,
     "image load": lambda call: iter((Claim(Kind.MADE_IMAGE, "a loaded image", "load"),)),
-    "image pull": _pull,
+    "image create": _pull,
     "image push": _push,
     "image search": _search,
     "image tag": _tag,

@@ -18,6 +18,7 @@ __all__ = [
     "LABEL_PREFIX",
     "OWNER_LABEL",
     "REQUEST_LABEL",
+    "USER_LABEL",
     "Request",
     "claims",
     "find_request",
@@ -33,6 +34,8 @@ __all__ = [
 LABEL_PREFIX = "io.rda."
 OWNER_LABEL = "io.rda.owner"
 REQUEST_LABEL = "io.rda.request"
+#: Who asked for it: the name of the caller.
+USER_LABEL = "io.rda.user"
 
 #: The form of :class:`Request`. A label of another version is not understood, and its container not touched.
 _VERSION = 1

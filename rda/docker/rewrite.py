@@ -73,6 +73,7 @@ __all__ = [
     "owner_of",
     "request_of",
     "wanted",
+    "with_sources",
 ]
 
 #: What the remote daemon is asked for instead of each binding: reachable from the remote host itself only, and free.
@@ -302,6 +303,20 @@ def _move_binds(
         host_config["Binds"] = specs
     if mounts:
         host_config["Mounts"] = mounts
+
+
+def with_sources(
+    document: Mapping[str, object], binds: Iterable[BindSource], paths: Mapping[str, str]
+) -> dict[str, object]:
+    """Return a canonical create document whose bind sources are written as other paths.
+
+    :param paths: bind path -> the path to write.
+    :raises Refused: a path has a colon, which Binds cannot hold.
+    """
+    moved = _moved(binds, paths)
+    host_config = dict(object_of(document.get("HostConfig"), "HostConfig"))
+    _move_binds(host_config, moved, paths, lambda _: {})
+    return {**document, "HostConfig": host_config} if moved else dict(document)
 
 
 def _with_device(mount: object, device: str, labels: Mapping[str, object]) -> dict[str, object]:

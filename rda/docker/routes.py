@@ -21,7 +21,20 @@ from urllib.parse import quote, unquote_to_bytes
 from rda.callers import UNPROVED, Caller
 from rda.errors import BadRequest
 
-__all__ = ["RELAYED", "ROUTES", "Answer", "Call", "Outgoing", "RequestBody", "Route", "Table", "match", "target"]
+__all__ = [
+    "RELAYED",
+    "ROUTES",
+    "TABLE",
+    "Answer",
+    "Call",
+    "Note",
+    "Outgoing",
+    "RequestBody",
+    "Route",
+    "Table",
+    "match",
+    "target",
+]
 
 
 class RequestBody(Enum):
@@ -59,6 +72,20 @@ class Route:
     asks: bool = False
 
 
+@dataclass
+class Note:
+    """What becomes known of a call while it is handled.
+
+    :ivar allowed: whether it was sent to the daemon.
+    :ivar rules: the rules that refused it.
+    :ivar container: the full id of the container that it is about.
+    """
+
+    allowed: bool = False
+    rules: tuple[str, ...] = ()
+    container: str = ""
+
+
 @dataclass(frozen=True)
 class Call:
     """One request, after its path has been brought to normal form.
@@ -70,6 +97,7 @@ class Call:
     :ivar verbatim: the target as it came, where it may be sent on as it is: its path is normal already, and nothing
         was decided by its query. Else None.
     :ivar caller: who makes it.
+    :ivar note: what is known of it for the audit; None where nobody keeps one.
     """
 
     route: Route
@@ -80,6 +108,7 @@ class Call:
     ref: str | None = None
     verbatim: bytes | None = field(default=None, compare=False)
     caller: Caller = field(default=UNPROVED, compare=False)
+    note: Note | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -210,10 +239,11 @@ class Table:
         return self._otherwise, None
 
 
-_TABLE = Table(ROUTES, RELAYED)
+#: What :func:`match` looks into when nothing else is said.
+TABLE = Table(ROUTES, RELAYED)
 
 
-def match(method: bytes, target: bytes, caller: Caller = UNPROVED, table: Table = _TABLE) -> Call:
+def match(method: bytes, target: bytes, caller: Caller = UNPROVED, table: Table = TABLE) -> Call:
     """Say what a request is.
 
     :param method: as it came; methods are case-sensitive.

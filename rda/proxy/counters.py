@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, field
+from typing import Any
 
 from rda.status import LATENCY_BUCKETS, RouteStatus
 
-__all__ = ["Counters", "RouteCounters"]
+__all__ = ["CallCounters", "Counters", "RouteCounters"]
 
 
 class RouteCounters:
@@ -67,3 +68,29 @@ class Counters:
             RouteStatus(name, tuple(sorted(route.codes.items())), tuple(route.buckets), route.seconds)
             for name, route in sorted(self.routes.items())
         )
+
+
+class CallCounters:
+    """Counts for a site as :class:`Counters` does, and the bytes of one exchange beside it.
+
+    :ivar sent: bytes to the daemon; ``received``: bytes to the client.
+    """
+
+    __slots__ = ("_site", "received", "sent")
+
+    def __init__(self, site: Counters) -> None:
+        object.__setattr__(self, "_site", site)
+        object.__setattr__(self, "sent", 0)
+        object.__setattr__(self, "received", 0)
+
+    def __getattr__(self, name: str) -> Any:
+        """Read what the site has counted."""
+        return getattr(self._site, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Count for both."""
+        if name == "to_daemon":
+            object.__setattr__(self, "sent", self.sent + value - self._site.to_daemon)
+        elif name == "to_client":
+            object.__setattr__(self, "received", self.received + value - self._site.to_client)
+        setattr(self._site, name, value)

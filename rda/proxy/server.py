@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, succeed
@@ -18,12 +19,12 @@ from twisted.web.resource import IResource, Resource
 from rda.callers import Caller
 from rda.docker import routes
 from rda.errors import RdaError
-from rda.interfaces import ICallRewriter
+from rda.interfaces import ICallRewriter, IGate
 from rda.limits import Limits
 from rda.proxy.callers import Visitor, anybody
 from rda.proxy.calls import Calls
 from rda.proxy.channel import DockerChannel, DockerRequest
-from rda.proxy.counters import Counters
+from rda.proxy.counters import CallCounters, Counters
 from rda.proxy.guard import check_framing, check_origin
 from rda.proxy.pool import DaemonPool
 from rda.proxy.relay import Exchange
@@ -52,21 +53,25 @@ class ProxyResource(Resource):
     :param rewriter: who knows what the calls mean.
     """
 
-    def __init__(self, pool: DaemonPool, rewriter: ICallRewriter, clock: IReactorTime, counters: Counters) -> None:
+    def __init__(self, pool: DaemonPool, rewriter: ICallRewriter, clock: IReactorTime) -> None:
         super().__init__()
         self.pool = pool
         self._rewriter = rewriter
         self._clock = clock
-        self._counters = counters
 
     def exchange(
-        self, request: DockerRequest, head: RequestHead, call: routes.Call, ended: Callable[[Exchange], None]
+        self,
+        request: DockerRequest,
+        head: RequestHead,
+        call: routes.Call,
+        counters: Counters,
+        ended: Callable[[Exchange], None],
     ) -> Exchange:
         """Begin to relay a request.
 
         :param ended: called when the exchange is over.
         """
-        return Exchange(request, head, call, self.pool, self._rewriter, self._clock, self._counters, ended)
+        return Exchange(request, head, call, self.pool, self._rewriter, self._clock, counters, ended)
 
     def render(self, request: IRequest) -> bytes:
         """Answer what is under :data:`OWN_PREFIX` when nothing is served there."""
@@ -79,6 +84,18 @@ class ProxyResource(Resource):
         return self
 
 
+def _admitted(gate: IGate, call: routes.Call, head: RequestHead, own: bool) -> tuple[routes.Call, RequestHead]:
+    """Show a request to the gate; return it as it may go on.
+
+    :raises RdaError: it may not.
+    """
+    if own:
+        gate.admit_own(call)
+        return call, head
+    call, fields = gate.admit(call, head.fields)
+    return call, head if fields is head.fields else replace(head, fields=tuple(fields))
+
+
 class DockerSite(server.Site):
     """A factory for listeners (TCP, TLS, UNIX) that serve one remote Docker daemon.
 
@@ -89,6 +106,7 @@ class DockerSite(server.Site):
         ``localhost``, 127.0.0.1, ::1 and the address they connected to.
     :param identify: given a new connection's transport, says who that is; every call then carries its caller.
     :param own: what is served under ``/_rda/``.
+    :param gate: who looks at every call; None: nobody.
     :ivar counters: what has been done so far; ``calls``: the latest of it.
     :ivar draining: no new requests are taken.
     :ivar hosts: as given, and replaceable.
@@ -107,8 +125,11 @@ class DockerSite(server.Site):
         hosts: Collection[str] = (),
         identify: Callable[[Any], Visitor] = anybody,
         own: IResource | None = None,
+        gate: IGate | None = None,
     ) -> None:
         self.counters = Counters()
+        self._gate = gate
+        self._table = routes.TABLE if gate is None else gate.table
         self.calls = Calls(clock, time.time, self.counters)
         self.limits = limits
         self.clock: IReactorTime = clock
@@ -119,7 +140,7 @@ class DockerSite(server.Site):
         self._refused: set[DockerChannel] = set()
         self._drained: list[Deferred[None]] = []
         self._reaper: IDelayedCall | None = None
-        self.proxy = ProxyResource(DaemonPool(upstream, clock, limits), rewriter, clock, self.counters)
+        self.proxy = ProxyResource(DaemonPool(upstream, clock, limits), rewriter, clock)
         if own is not None:
             self.proxy.putChild(OWN_PREFIX[1:].encode(), own)
         super().__init__(self.proxy, DockerRequest, timeout=None, reactor=clock)
@@ -189,19 +210,32 @@ class DockerSite(server.Site):
         try:
             caller, head = self._admit(request, head)
             self._check_framing(request, head)
-            call = routes.match(head.method, head.target, caller)
+            call = routes.match(head.method, head.target, caller, self._table)
             own = call.path == OWN_PREFIX or call.path.startswith(OWN_PREFIX + "/")
             self._check_origin(request.channel.getHost(), head, own)
             if self.draining:
                 raise Busy("rda is stopping; try again when it is back")
+            if self._gate is not None:
+                call, head = _admitted(self._gate, call, head, own)
         except RdaError:
             self.counters.refused += 1
             raise
         if own:
             return None
-        exchange = self.proxy.exchange(request, head, call, self.calls.ended)
+        if self._gate is None:
+            exchange = self.proxy.exchange(request, head, call, self.counters, self.calls.ended)
+        else:
+            counters = CallCounters(self.counters)
+            ended = partial(self._ended, self._gate, counters)
+            exchange = self.proxy.exchange(request, head, call, cast("Counters", counters), ended)
         self.calls.began(exchange)
         return exchange
+
+    def _ended(self, gate: IGate, counters: CallCounters, exchange: Exchange) -> None:
+        """Have the gate note a call that is over."""
+        self.calls.ended(exchange)
+        seconds = self.clock.seconds() - exchange.began
+        gate.over(exchange.call, exchange.code, seconds, counters.sent, counters.received)
 
     def _admit(self, request: DockerRequest, head: RequestHead) -> tuple[Caller, RequestHead]:
         """Say who makes a request, and take out of its head what only proves that."""

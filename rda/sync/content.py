@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from rda.sync import inside
 from rda.sync.scan import entry_of_file
 from rda.sync.tree import Entry, join, lineage
 
@@ -56,6 +57,16 @@ class Loaded(NamedTuple):
     digest: bytes | None
 
 
+def _open(root: bytes, path: bytes) -> int:
+    """Open a file to be read.
+
+    :raises OSError: ELOOP where it is a link, or behind one below a plain root.
+    """
+    descriptor = os.open(join(root, path), _OPEN)
+    inside.check(descriptor, root, path)
+    return descriptor
+
+
 def load(root: bytes, path: bytes, limit: int, planned: Entry | None = None) -> Loaded | Unreadable | None:
     """Read one file whole.
 
@@ -65,7 +76,7 @@ def load(root: bytes, path: bytes, limit: int, planned: Entry | None = None) -> 
     :return: None when it is not there any more (or is no regular file any more: the next look will tell).
     """
     try:
-        descriptor = os.open(join(root, path), _OPEN)
+        descriptor = _open(root, path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -148,7 +159,7 @@ def changed_since(root: bytes, known: Sequence[tuple[bytes, bytes]]) -> tuple[se
     for path, sent in known:
         now = time.time_ns()
         try:
-            descriptor = os.open(join(root, path), _OPEN)
+            descriptor = _open(root, path)
         except OSError:  # gone or unreadable: the look has seen that, or the next one will
             continue
         try:
@@ -197,7 +208,7 @@ def _is_there(root: bytes, path: bytes) -> bool:
 def open_large(root: bytes, path: bytes) -> tuple[int, Entry] | Unreadable | None:
     """Open a file that is sent in pieces; returns a descriptor (which the caller closes) and its entry now."""
     try:
-        descriptor = os.open(join(root, path), _OPEN)
+        descriptor = _open(root, path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

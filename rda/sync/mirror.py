@@ -28,6 +28,7 @@ from rda.status import MirrorStatus, Problem
 from rda.sync import both, content, plan, pull
 from rda.sync.apply import Apply, Outcome
 from rda.sync.bulk import Bulk, InThread
+from rda.sync.inside import PlainRoot
 from rda.sync.large import DELTA_FROM
 from rda.sync.manifest import Manifest
 from rda.sync.progress import Transfer
@@ -73,10 +74,13 @@ class Settings:
     :ivar mode: ``one-way``: what is made on the remote stays there, untouched; ``mirror``: it is removed; ``two-way``:
         it comes back.
     :ivar ignore: patterns of paths that are left out, as in an ignore file at the root.
+    :ivar plain: the source was judged as its own real path: nothing is reached through a symbolic link, see
+        :mod:`rda.sync.inside`.
     """
 
     mode: str = "one-way"
     ignore: tuple[str, ...] = ()
+    plain: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ class Mirror:
         self._manifest_path = manifest_path
         self._tools = tools
         self._clock = tools.reactor
-        self._root = os.fsencode(source)
+        self._root = PlainRoot(os.fsencode(source)) if settings.plain else os.fsencode(source)
         self._scanner = Scanner(self._root, kind, settings.ignore)
         self._manifest: Manifest | None = None
         self._remote: RemoteTree | None = None

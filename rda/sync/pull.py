@@ -18,6 +18,7 @@ from twisted.internet.defer import Deferred
 
 from rda.errors import RdaError
 from rda.interfaces import IRemoteFiles
+from rda.sync import inside
 from rda.sync.both import Pull
 from rda.sync.large import Progress
 from rda.sync.manifest import Manifest
@@ -93,22 +94,22 @@ class Fetch:
             await self._fetch(path, temporary, there)
         except OSError as error:
             self.problems[path] = f"cannot be fetched from the remote host: {error.strerror}"
-            await self._in_thread(_discard, temporary)
+            await self._in_thread(_discard, self._root, temporary)
             return
         except RdaError:
-            await self._in_thread(_discard, temporary)
+            await self._in_thread(_discard, self._root, temporary)
             raise
         await self._try(path, self._in_thread(_install, self._root, path, temporary, there, here))
 
     def _temporary(self) -> bytes:
-        """A path of its own for every fetch, also beside one that an earlier pass could not remove."""
-        return self._root + b"/" + INCOMING + secrets.token_hex(6).encode()
+        """A name of its own for every fetch, also beside one that an earlier pass could not remove."""
+        return INCOMING + secrets.token_hex(6).encode()
 
     async def _fetch(self, path: bytes, temporary: bytes, there: Entry) -> None:
         handle = await self._files.open(self._remote.full(path), write=False)
         descriptor = None
         try:
-            descriptor = await self._in_thread(os.open, temporary, _CREATE, 0o600)
+            descriptor = await self._in_thread(_create, self._root, temporary)
             offset = 0
             while data := await self._files.read_at(handle, offset, PIECE):
                 self._progress.check()
@@ -131,7 +132,13 @@ def sweep(root: bytes) -> None:
     except OSError:
         return
     for name in names:
-        _discard(root + b"/" + name)
+        _discard(root, name)
+
+
+def _create(root: bytes, path: bytes) -> int:
+    """Make a file to be written."""
+    with inside.placed(root, path) as full:
+        return os.open(full, _CREATE, 0o600)
 
 
 def keeps_nanoseconds(root: bytes) -> bool:
@@ -139,20 +146,22 @@ def keeps_nanoseconds(root: bytes) -> bool:
 
     Blocking: runs in a thread.
     """
-    probe, stamp = root + b"/" + INCOMING + secrets.token_hex(6).encode(), 1_500_000_000_123_456_789
+    name, stamp = INCOMING + secrets.token_hex(6).encode(), 1_500_000_000_123_456_789
+    probe = join(root, name)
     try:
-        os.close(os.open(probe, _CREATE, 0o600))
+        os.close(_create(root, name))
         os.utime(probe, ns=(stamp, stamp))
         return os.lstat(probe).st_mtime_ns == stamp
     except OSError:
         return False
     finally:
-        _discard(probe)
+        _discard(root, name)
 
 
-def _discard(path: bytes) -> None:
+def _discard(root: bytes, path: bytes) -> None:
     try:
-        os.unlink(path)
+        with inside.placed(root, path) as full:
+            os.unlink(full)
     except OSError:
         pass
 
@@ -177,49 +186,50 @@ def _unchanged(full: bytes, here: Entry | None) -> None:
 
 
 def _remove(root: bytes, path: bytes, here: Entry) -> None:
-    full = join(root, path)
-    _unchanged(full, here)
-    if here.kind == Kind.DIRECTORY:
-        try:
-            os.rmdir(full)
-        except OSError as error:
-            if error.errno == errno.ENOTEMPTY:  # something ignored, or new
-                raise Changed from error
-            raise
-    else:
-        os.unlink(full)
+    with inside.placed(root, path) as full:
+        _unchanged(full, here)
+        if here.kind == Kind.DIRECTORY:
+            try:
+                os.rmdir(full)
+            except OSError as error:
+                if error.errno == errno.ENOTEMPTY:  # something ignored, or new
+                    raise Changed from error
+                raise
+        else:
+            os.unlink(full)
 
 
 def _make(root: bytes, path: bytes, mode: int) -> Entry:
-    full = join(root, path)
-    try:
-        os.mkdir(full)
-    except FileExistsError:
-        found = _now(full)
-        if found is None or found.kind != Kind.DIRECTORY:
-            raise Changed from None
-    os.chmod(full, mode)
+    with inside.placed(root, path) as full:
+        try:
+            os.mkdir(full)
+        except FileExistsError:
+            found = _now(full)
+            if found is None or found.kind != Kind.DIRECTORY:
+                raise Changed from None
+        os.chmod(full, mode)
     return Entry(Kind.DIRECTORY, mode)
 
 
 def _install(root: bytes, path: bytes, temporary: bytes, there: Entry, here: Entry | None) -> Entry:
-    full = join(root, path)
     try:
-        os.chmod(temporary, there.mode)
-        os.utime(temporary, ns=(there.mtime_ns, there.mtime_ns))
-        _put_in_place(temporary, full, here)
-        return entry_of_file(os.lstat(full))
+        with inside.placed(root, temporary) as fetched, inside.placed(root, path) as full:
+            os.chmod(fetched, there.mode)
+            os.utime(fetched, ns=(there.mtime_ns, there.mtime_ns))
+            _put_in_place(fetched, full, here)
+            return entry_of_file(os.lstat(full))
     except (Changed, OSError):
-        _discard(temporary)
+        _discard(root, temporary)
         raise
 
 
 def _link(root: bytes, path: bytes, target: bytes, here: Entry | None, temporary: bytes) -> Entry:
-    os.symlink(target, temporary)
     try:
-        _put_in_place(temporary, join(root, path), here)
+        with inside.placed(root, temporary) as made, inside.placed(root, path) as full:
+            os.symlink(target, made)
+            _put_in_place(made, full, here)
     except (Changed, OSError):
-        _discard(temporary)
+        _discard(root, temporary)
         raise
     return Entry(Kind.SYMLINK, target=target)
 

@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterable, Mapping
 
 from rda.errors import RdaError
+from rda.sync import inside
 from rda.sync.ignore import IGNORE_FILE, IGNORE_FILE_LIMIT, Rules, rules_from
 from rda.sync.tree import WHOLE, Entry, Kind, Scope, Snapshot, join, lineage, parent, topmost, within
 
@@ -107,7 +108,7 @@ class Scanner:
     def _root_now(self) -> os.stat_result:
         name = os.fsdecode(self.root)
         try:
-            found = os.stat(self.root)
+            found = inside.status(self.root)
         except OSError as error:
             raise RootProblem(f"{name} is not there: {error.strerror}") from error
         right = stat.S_ISREG if self._kind == Kind.FILE else stat.S_ISDIR
@@ -174,19 +175,22 @@ class _Look:
                 self._ignored.add(above)
                 return
         try:
-            found = os.lstat(join(self._root, path))
+            with inside.placed(self._root, path) as full:
+                self._look_at(path, full, rules, deep)
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
             self._unknown[path] = f"cannot be examined: {error.strerror}"
-            return
+
+    def _look_at(self, path: bytes, full: bytes, rules: Rules | None, deep: bool) -> None:
+        found = os.lstat(full)
         is_directory = stat.S_ISDIR(found.st_mode)
         if rules is not None and rules.ignores(path, is_directory=is_directory):
             self._ignored.add(path)
             return
         if self._behind_link(path):
             return
-        if self._examine(path, join(self._root, path), found) and (deep or not self._knows_directory(path)):
+        if self._examine(path, full, found) and (deep or not self._knows_directory(path)):
             self.descended.add(path)
             self.walk(path, rules)
 
@@ -211,33 +215,41 @@ class _Look:
         while stack:
             directory, rules = stack.pop()
             try:
-                with os.scandir(join(self._root, directory)) as listing:
-                    found = list(listing)
+                with inside.directory(self._root, directory) as full:
+                    with os.scandir(full) as listing:
+                        found = list(listing)
+                    stack += self._take(directory, found, rules)
             except FileNotFoundError:  # gone since its parent was listed: an event will say so
                 continue
             except OSError as error:
                 self._unknown[directory] = f"cannot be listed: {error.strerror}"
+
+    def _take(
+        self, directory: bytes, found: list[os.DirEntry[bytes]], rules: Rules | None
+    ) -> list[tuple[bytes, Rules | None]]:
+        """Look at everything in a directory; return the directories in it, each with the rules that hold there."""
+        if any(item.name == IGNORE_FILE for item in found):
+            rules = _own_rules(self._root, directory, rules)
+            self.rules_hold(directory, rules)
+        prefix = directory + b"/" if directory else b""
+        if not directory:
+            found = [item for item in found if not item.name.startswith(INCOMING)]
+        below = []
+        for item in found:
+            path = prefix + item.name
+            if rules is not None and rules.ignores(path, is_directory=item.is_dir(follow_symlinks=False)):
+                self._ignored.add(path)
                 continue
-            if any(item.name == IGNORE_FILE for item in found):
-                rules = _own_rules(self._root, directory, rules)
-                self.rules_hold(directory, rules)
-            prefix = directory + b"/" if directory else b""
-            if not directory:
-                found = [item for item in found if not item.name.startswith(INCOMING)]
-            for item in found:
-                path = prefix + item.name
-                if rules is not None and rules.ignores(path, is_directory=item.is_dir(follow_symlinks=False)):
-                    self._ignored.add(path)
-                    continue
-                try:
-                    status = item.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-                except OSError as error:
-                    self._unknown[path] = f"cannot be examined: {error.strerror}"
-                    continue
-                if self._examine(path, item.path, status):
-                    stack.append((path, rules))
+            try:
+                status = item.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                self._unknown[path] = f"cannot be examined: {error.strerror}"
+                continue
+            if self._examine(path, item.path, status):
+                below.append((path, rules))
+        return below
 
     def _examine(self, path: bytes, full: bytes, found: os.stat_result) -> bool:
         """Add what is there; True when it is a directory."""
