@@ -38,6 +38,7 @@ from rda.gate import Gate
 from rda.listeners import docker_host, is_network, listen, private_directory
 from rda.made_here import MadeHere
 from rda.ownership import Ownership
+from rda.pages.document import Process
 from rda.pages.logs import RecentLog
 from rda.pages.tree import Pages
 from rda.proxy.callers import Callers, Machine
@@ -91,6 +92,7 @@ class Agent(MultiService):
         self._give_up = give_up
         self.log = RecentLog()
         self.audit = _audit(config)
+        self.process = Process(os.getpid(), time.time())
         self.links = Links(lambda remote, docker: Link(reactor, remote, docker))
         self._manager = manager or ServiceManager({}, os.getpid(), reactor)
         self.machine = Machine()
@@ -299,8 +301,15 @@ class ContextAgent(Service):
             lend_files=context.admission.lend_files,
             waiting=self._waiting,
         )
-        self._pages = Pages(reactor, self._agent.status, mirrors, self._agent.log)
         gate = self._gate(containers, owner, sources)
+        self._pages = Pages(
+            reactor,
+            self._agent.status,
+            lambda: (self.status(),),
+            mirrors,
+            self._agent.log,
+            self._agent.process,
+        )
         self._site = DockerSite(
             link.docker(),
             gate or containers,

@@ -13,12 +13,14 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import LogLevel
 from twisted.trial.unittest import SynchronousTestCase
 
+from rda.callers import Caller, Proof
 from rda.errors import BadRequest, LinkDown
 from rda.pages.control import ACTIONS
 from rda.pages.document import Process, status_document
 from rda.pages.live import HEARTBEAT_SECONDS, LOOK_SECONDS, MAX_STREAMS
 from rda.pages.logs import LINES_KEPT, LONGEST_LINE, RecentLog
 from rda.pages.tree import Pages
+from rda.proxy.callers import Visitor
 from rda.status import (
     CallStatus,
     ContextStatus,
@@ -77,7 +79,10 @@ class PagesCase(RelayCase):
         self.contexts = [ContextStatus("default", (), LinkStatus("me@host:22", "connected"))]
         self.clock_parts: list[Any] = []
         super().setUp()
-        self.pages = Pages(self.clock, lambda: tuple(self.contexts), self.control, self.log)
+        self.own: list[ContextStatus] = []
+        self.pages = Pages(
+            self.clock, lambda: tuple(self.contexts), lambda: tuple(self.own), self.control, self.log, Process(1, 0.0)
+        )
         self.site.proxy.putChild(b"_rda", self.pages)
 
     def ask(self, path: bytes, *fields: bytes) -> Peer:
@@ -193,6 +198,38 @@ class GuardTests(PagesCase):
         self.assertEqual(self.control.journal, [])
 
 
+class GuestTests(PagesCase):
+    """Others than the user that rda runs as, who were let in."""
+
+    caller = Caller("bob", Proof.SOCKET, 1001)
+
+    def setUp(self) -> None:
+        self.site_options = {"identify": lambda transport: Visitor(self.caller)}
+        super().setUp()
+
+    def test_guests(self) -> None:
+        """They see the context whose listener they use, and no log; they may wait, and do nothing else."""
+        self.own = [ContextStatus("shared", (), LinkStatus("me@host:22", "connected"))]
+        names = [context["name"] for context in self.document(self.ask(b"/status"))["contexts"]]
+        self.assertEqual(names, ["shared"])
+        self.assertIn(b"shared", self.ask(b"/events").received)
+        self.assertNotIn(b"default", self.ask(b"/metrics").received)
+        for path in (b"/logs", b"/logs/events", b"/unused"):
+            self.assertIn("for the user that rda runs as", self.document(self.ask(path), 403)["message"])
+        for name, asked in ((b"pause", {}), (b"resume", {}), (b"confirm", {"path": "/x"}), (b"collect", {"names": []})):
+            self.document(self.tell(name, asked), 403)
+        self.control.flushing.callback(None)
+        self.document(self.tell(b"flush", {}))
+        self.assertEqual(self.control.journal, [("flush", None)])
+
+    def test_owner(self) -> None:
+        """The user that rda runs as sees all."""
+        self.caller = Caller("me", Proof.SOCKET, 1000, own=True)
+        names = [context["name"] for context in self.document(self.ask(b"/status"))["contexts"]]
+        self.assertEqual(names, ["default"])
+        self.document(self.ask(b"/logs"))
+
+
 class ControlTests(PagesCase):
     def test_flush_waits(self) -> None:
         """A flush is answered when both sides are equal."""
@@ -306,7 +343,7 @@ class EventsTests(PagesCase):
     def test_slow_client(self) -> None:
         """A client that does not read gets no more than it takes, and the latest when it reads again."""
         client = self.ask(b"/events")
-        (stream,) = self.pages.getChildWithDefault(b"events", None).streams  # type: ignore[arg-type]
+        (stream,) = self.pages._streams[0].streams
         client.take()
         stream.pauseProducing()
         for state in ("waiting", "connecting"):
@@ -350,7 +387,7 @@ class LogTests(PagesCase):
         self.pump()
         self.assertIn(b'"text":"old"', client.received)
         self.assertIn(b'"text":"new"', client.take())
-        (stream,) = self.pages.getChildWithDefault(b"logs", None).children[b"events"].streams  # type: ignore[arg-type]
+        (stream,) = self.pages._streams[2].streams
         stream.pauseProducing()
         self.say("missed")
         stream.resumeProducing()

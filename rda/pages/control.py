@@ -84,15 +84,17 @@ class Deed:
     """One thing that can be done.
 
     :ivar key: the only one that the posted object may have.
+    :ivar for_guests: see :class:`OwnResource`. Waiting harms nobody; the rest acts on what is another user's.
     """
 
     key: str
     do: Callable[[IControl, _Asked], Any]
+    for_guests: bool = False
 
 
 #: By name below ``/_rda/``.
 ACTIONS: dict[str, Deed] = {
-    "flush": Deed("path", lambda control, asked: control.flush(_path(asked))),
+    "flush": Deed("path", lambda control, asked: control.flush(_path(asked)), for_guests=True),
     "pause": Deed("path", lambda control, asked: control.pause(_path(asked))),
     "resume": Deed("path", lambda control, asked: control.resume(_path(asked))),
     "confirm": Deed("path", _confirm),
@@ -107,6 +109,7 @@ class Action(OwnResource):
         super().__init__()
         self._control = control
         self._deed = deed
+        self.for_guests = deed.for_guests
 
     def render_POST(self, request: IRequest) -> Any:
         """Do it; answer when it is done."""
@@ -134,6 +137,8 @@ def _object(request: Any) -> _Asked:
 
 class Copies(OwnResource):
     """``/_rda/unused``: the copies on the remote host that no container uses, largest first."""
+
+    for_guests = False
 
     def __init__(self, control: IControl) -> None:
         super().__init__()

@@ -61,6 +61,7 @@ class LogLines(OwnResource):
     """``/_rda/logs``: the lines that are kept."""
 
     isLeaf = False
+    for_guests = False
 
     def __init__(self, log: RecentLog) -> None:
         super().__init__()
@@ -73,6 +74,8 @@ class LogLines(OwnResource):
 
 class LogEvents(Streams):
     """``/_rda/logs/events``: the lines that are kept, and then each new one."""
+
+    for_guests = False
 
     def __init__(self, clock: IReactorTime, log: RecentLog) -> None:
         super().__init__(clock)
@@ -98,5 +101,6 @@ class LogEvents(Streams):
 
     def close(self) -> None:
         """End all streams."""
-        self._recent.listeners.remove(self._logged)
+        if not self.closed:
+            self._recent.listeners.remove(self._logged)
         super().close()

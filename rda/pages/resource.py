@@ -11,10 +11,11 @@ from twisted.web import server
 from twisted.web.iweb import IRequest
 from twisted.web.resource import Resource
 
-from rda.errors import RdaError
+from rda.callers import UNPROVED, Proof
+from rda.errors import RdaError, Refused
 from rda.pages.document import serialise
 
-__all__ = ["Nothing", "OwnResource"]
+__all__ = ["Nothing", "OwnResource", "is_guest"]
 
 
 class NoSuchPage(RdaError):
@@ -26,10 +27,20 @@ class NoSuchPage(RdaError):
         super().__init__("there is no such page")
 
 
+def is_guest(request: Any) -> bool:
+    """Whether a request is another user's than the one that rda runs as, who was let in (``allow_users``, a token)."""
+    caller = getattr(request, "caller", UNPROVED)
+    return caller.proof is not Proof.NONE and not caller.own
+
+
 class OwnResource(Resource):
-    """A resource below ``/_rda/``. Its answers are never kept in a cache, and never taken for another type."""
+    """A resource below ``/_rda/``. Its answers are never kept in a cache, and never taken for another type.
+
+    :cvar for_guests: whether others than the user that rda runs as get it.
+    """
 
     isLeaf = True
+    for_guests = True
     _log = Logger()
 
     def render(self, request: IRequest) -> Any:
@@ -39,6 +50,8 @@ class OwnResource(Resource):
         try:
             if request.postpath:  # a leaf is asked for what is below it as well
                 raise NoSuchPage
+            if is_guest(request) and not self.for_guests:
+                raise Refused("this is for the user that rda runs as")
             return super().render(request)
         except RdaError as error:
             return self.error(request, error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from importlib.resources import files
@@ -17,10 +16,12 @@ from rda.pages.control import ACTIONS, Action, Copies, IControl
 from rda.pages.document import Process, status_document
 from rda.pages.live import StatusEvents
 from rda.pages.logs import LogEvents, LogLines, RecentLog
-from rda.pages.resource import Nothing, OwnResource
+from rda.pages.resource import Nothing, OwnResource, is_guest
 from rda.status import ContextStatus
 
 __all__ = ["Pages"]
+
+Status = Callable[[], tuple[ContextStatus, ...]]
 
 #: Nothing from elsewhere, nothing inline, in nobody's frame: what the page shows comes from containers and files.
 CONTENT_SECURITY_POLICY = (
@@ -41,32 +42,33 @@ class Pages(Resource):
     """What is served below ``/_rda/``.
 
     :param clock: for the streams of events.
-    :param status: gives the contexts' status at the time of the call.
+    :param status: gives the status of all contexts of the process at the time of the call.
+    :param own_status: gives that of the context whose listener this is: guests (:func:`is_guest`) see no other.
     :param control: what can be told to do something.
     :param log: the end of the log.
+    :param process: the process that all this is about.
     """
 
     def __init__(
         self,
         clock: IReactorTime,
-        status: Callable[[], tuple[ContextStatus, ...]],
+        status: Status,
+        own_status: Status,
         control: IControl,
         log: RecentLog,
+        process: Process,
     ) -> None:
         super().__init__()
-        process = Process(os.getpid(), time.time())
-
-        def document() -> dict[str, Any]:
-            return status_document(status(), process, time.time())
-
-        self._streams = (StatusEvents(clock, document), LogEvents(clock, log))
+        views = [_View(clock, source, process) for source in (status, own_status)]
+        log_events = LogEvents(clock, log)
+        self._streams = (*(view.events for view in views), log_events)
         for name, (file, kind) in STATIC.items():
             self.putChild(name.encode(), _Static(file, kind))
-        self.putChild(b"status", _Status(document))
-        self.putChild(b"events", self._streams[0])
-        self.putChild(b"metrics", _Metrics(status))
+        self.putChild(b"status", _ByCaller(*(view.status for view in views)))
+        self.putChild(b"events", _ByCaller(*(view.events for view in views)))
+        self.putChild(b"metrics", _ByCaller(*(view.metrics for view in views)))
         lines = LogLines(log)
-        lines.putChild(b"events", self._streams[1])
+        lines.putChild(b"events", log_events)
         self.putChild(b"logs", lines)
         self.putChild(b"unused", Copies(control))
         for name, deed in ACTIONS.items():
@@ -86,6 +88,31 @@ class Pages(Resource):
             streams.close()
 
 
+class _View:
+    """What somebody may see, in its three forms."""
+
+    def __init__(self, clock: IReactorTime, status: Status, process: Process) -> None:
+        def document() -> dict[str, Any]:
+            return status_document(status(), process, time.time())
+
+        self.status = _Status(document)
+        self.events = StatusEvents(clock, document)
+        self.metrics = _Metrics(status)
+
+
+class _ByCaller(OwnResource):
+    """One resource for the user that rda runs as, another for guests."""
+
+    def __init__(self, full: OwnResource, guests: OwnResource) -> None:
+        super().__init__()
+        self._full = full
+        self._guests = guests
+
+    def render(self, request: IRequest) -> Any:
+        """Let the one answer that is for whoever asks."""
+        return (self._guests if is_guest(request) else self._full).render(request)
+
+
 class _Status(OwnResource):
     """``/_rda/status``: the whole status as JSON."""
 
@@ -101,7 +128,7 @@ class _Status(OwnResource):
 class _Metrics(OwnResource):
     """``/_rda/metrics``: the same numbers for Prometheus."""
 
-    def __init__(self, status: Callable[[], tuple[ContextStatus, ...]]) -> None:
+    def __init__(self, status: Status) -> None:
         super().__init__()
         self._status = status
         self._metrics: Any = None

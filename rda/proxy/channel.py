@@ -30,6 +30,7 @@ from twisted.web import server
 from twisted.web.http import RESPONSES, HTTPChannel, Request
 from zope.interface import implementer
 
+from rda.callers import UNPROVED
 from rda.errors import BadRequest, BodyTooLarge, HeadTooLarge, RdaError, RequestTimeout
 from rda.limits import Limits
 from rda.proxy import tls
@@ -389,6 +390,8 @@ class DockerRequest(server.Request):
     """A request: relayed, or for rda's own resources rendered in twisted.web's usual way.
 
     Implements :class:`rda.proxy.relay.Downstream`.
+
+    :ivar caller: who makes a request for rda's own resources.
     """
 
     channel: DockerChannel
@@ -396,6 +399,7 @@ class DockerRequest(server.Request):
     def __init__(self, channel: DockerChannel, *args: object, **kw: object) -> None:
         super().__init__(channel, parsePOSTFormSubmission=False)
         self.exchange: Exchange | None = None
+        self.caller = UNPROVED
         self._complete = False
         self._expects_continue = False
         self._length: int | None = 0

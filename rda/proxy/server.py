@@ -221,6 +221,7 @@ class DockerSite(server.Site):
             self.counters.refused += 1
             raise
         if own:
+            request.caller = caller
             return None
         if self._gate is None:
             exchange = self.proxy.exchange(request, head, call, self.counters, self.calls.ended)

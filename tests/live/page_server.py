@@ -15,6 +15,7 @@ from twisted.internet.endpoints import serverFromString
 from twisted.internet.task import Clock
 from twisted.protocols.basic import LineReceiver
 
+from rda.pages.document import Process
 from rda.pages.logs import RecentLog
 from rda.pages.tree import Pages
 from rda.proxy.server import DockerSite
@@ -189,7 +190,8 @@ def main() -> None:
     chosen = _Input()
     stdio.StandardIO(chosen)
     shown: dict[str, tuple[ContextStatus, ...]] = {}
-    pages = Pages(reactor, lambda: shown.setdefault(chosen.name, pictures(chosen.name)), FakeControl(), RecentLog())
+    status = lambda: shown.setdefault(chosen.name, pictures(chosen.name))  # noqa: E731
+    pages = Pages(reactor, status, status, FakeControl(), RecentLog(), Process(1, time.time()))
     site = DockerSite(MemoryEndpoint(Network(Clock())), Rewriter(), reactor, own=pages)
 
     def listening(port: object) -> None:
