@@ -53,6 +53,7 @@ from rda.ssh.shared import Links
 from rda.status import ContextStatus, LinkStatus, Problem
 from rda.sync.mirror import Settings
 from rda.sync.mirrors import Mirrors
+from rda.sync.owner import OwnerChoice
 from rda.waiting import Waiting
 from rda.words import progress
 
@@ -271,7 +272,10 @@ class ContextAgent(Service):
         self._forwards = forwards = Forwards(link, reactor, publish_address=context.publish_address)
         sources = Sources(_system(), Rules.of((rule.pattern, rule.where) for rule in context.rules))
         plain = bool(context.access)  # a policy has judged where sources really lead
-        settings = {rule.pattern: Settings(rule.mode, rule.ignore, plain) for rule in context.rules}
+        settings = {
+            rule.pattern: Settings(rule.mode, rule.ignore, plain, OwnerChoice(rule.owner, rule.world_writable))
+            for rule in context.rules
+        }
         self._mirrors = mirrors = Mirrors(
             link,
             str(self._state_dir),

@@ -36,6 +36,7 @@ MAX_EXPOSED = 64
 
 _TCP_PORT = re.compile(r"tcp6?:(?:port=)?([0-9]{1,5})(?::|\Z)")
 
+_OWNER = re.compile(r"(login|preserve|[0-9]{1,9}:[0-9]{1,9})\Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
 
 
@@ -72,12 +73,16 @@ class Rule:
     :ivar where: ``local`` (mirrored), ``remote`` (meant as it is, on the remote host) or ``refuse``.
     :ivar mode: how a local one is mirrored: one of :data:`MODES`.
     :ivar ignore: patterns of paths below it that are left out, in gitignore's syntax.
+    :ivar owner: whose a local one is on the remote: ``login``, ``preserve`` or ``UID:GID``.
+    :ivar world_writable: whether everybody may write to it there.
     """
 
     pattern: str
     where: str
     mode: str = "one-way"
     ignore: tuple[str, ...] = ()
+    owner: str = "login"
+    world_writable: bool = False
 
 
 @dataclass(frozen=True)
@@ -426,16 +431,22 @@ def _rules(reader: _Reader) -> tuple[Rule, ...]:
 def _rule(reader: _Reader) -> Rule:
     pattern, where = reader.text("path", ""), reader.text("where", "local")
     mode, ignore = reader.text("mode", Rule.mode), reader.texts("ignore", ())
+    owner, world_writable = reader.text("owner", Rule.owner), reader.flag("world_writable", Rule.world_writable)
     if not pattern:
         reader.problem("path", "missing; it is an absolute path")
     if where not in ("local", "remote", "refuse"):
         reader.problem("where", 'must be "local", "remote" or "refuse"')
     if mode not in MODES:
         reader.problem("mode", "must be " + ", ".join(f'"{name}"' for name in MODES))
-    if where != "local" and (mode != Rule.mode or ignore):
-        reader.problem("mode", 'mode and ignore are for what is mirrored: where = "local"')
-    reader.finish("path, where, mode, ignore")
-    return Rule(pattern, where, mode, ignore)
+    if not _OWNER.match(owner):
+        reader.problem("owner", 'must be "login", "preserve" or two numbers, "UID:GID"')
+    if world_writable and mode != "one-way":
+        reader.problem("world_writable", "is for one-way mirrors: in the others permission bits are compared")
+    rule = Rule(pattern, where, mode, ignore, owner, world_writable)
+    if where != "local" and rule != Rule(pattern, where):
+        reader.problem("mode", 'mode, ignore and owner are for what is mirrored: where = "local"')
+    reader.finish("path, where, mode, ignore, owner, world_writable")
+    return rule
 
 
 def _expose_host(reader: _Reader) -> tuple[int, ...]:

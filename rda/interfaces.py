@@ -146,6 +146,12 @@ class IRemoteFiles(Interface):
     def set_attributes(path: bytes, mode: int | None, mtime: int | None) -> Deferred[None]:
         """Set permission bits and whole-second modification time, where given. Follows symbolic links."""
 
+    def give(path: bytes, uid: int | None, gid: int | None, mode: int | None) -> Deferred[None]:
+        """Set owner and group (both or none) and permission bits, where given, of exactly what is at ``path``.
+
+        Follows no symbolic link. Only with the feature ``lsetstat``.
+        """
+
     features = Attribute("What the server can do beyond SFTP version 3: names such as ``posix-rename``, ``copy-data``.")
 
     write_size = Attribute("The most bytes that one write_at may carry.")

@@ -37,13 +37,14 @@ class DirectoryFiles:
     :ivar operations: what was asked for, as (name, path).
     :ivar fail_at: the operation (counted from 1) at which the connection is lost.
     :ivar fail_after: whether that operation is still carried out (and only its answer is lost).
+    :ivar owners: who things were given to, by path.
     :ivar refuse: called with (name, path) before each operation; may raise what the server would answer.
     """
 
     def __init__(self, root: str) -> None:
         self.root = os.fsencode(root)
         self.lost = False
-        self.features = frozenset({"posix-rename", "copy-data", "statvfs"})
+        self.features = frozenset({"posix-rename", "copy-data", "statvfs", "lsetstat"})
         self.write_size = 1000
         self.operations: list[tuple[str, bytes]] = []
         self.fail_at: int | None = None
@@ -52,6 +53,7 @@ class DirectoryFiles:
         self.refuse: Callable[[str, bytes], None] = lambda name, path: None
         self._handles: dict[bytes, int] = {}
         self.free: int | None = 1 << 40
+        self.owners: dict[bytes, tuple[int | None, int | None]] = {}
 
     def close_everything(self) -> None:
         for descriptor in self._handles.values():
@@ -156,6 +158,16 @@ class DirectoryFiles:
                 os.utime(self._below(path), (mtime, mtime))
 
         return self._do("set_attributes", path, change)
+
+    def give(self, path: bytes, uid: int | None, gid: int | None, mode: int | None) -> Deferred[None]:
+        def change() -> None:
+            os.lstat(self._below(path))
+            if mode is not None:
+                os.chmod(self._below(path), mode)
+            if uid is not None:
+                self.owners[path] = uid, gid
+
+        return self._do("give", path, change)
 
     def space(self, path: bytes) -> Deferred[int | None]:
         return self._do("space", path, lambda: self.free)

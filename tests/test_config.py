@@ -132,6 +132,15 @@ class LoadTests(SynchronousTestCase):
         """A rule for a local path says how it is mirrored and what is left out; one for a remote path cannot."""
         config = read('remote="a"\n[[bind]]\npath="/src"\nmode="two-way"\nignore=["node_modules"]')
         self.assertEqual(config.contexts[0].rules, (Rule("/src", "local", "two-way", ("node_modules",)),))
+        config = read('remote="a"\n[[bind]]\npath="/src"\nowner="101:102"\nworld_writable=true')
+        self.assertEqual(config.contexts[0].rules[0].owner, "101:102")
+        for text in (
+            'owner="postgres"',
+            'owner="1"',
+            'mode="two-way"\nworld_writable=true',
+            'where="remote"\nowner="1:1"',
+        ):
+            self.assertEqual(len(self.problems(f'remote="a"\n[[bind]]\npath="/src"\n{text}')), 1, text)
         problems = self.problems(
             'remote="a"\n[[bind]]\npath="/src"\nmode="both"\n[[bind]]\nwhere="remote"\nmode="mirror"\ncolour=1'
         )

@@ -20,6 +20,7 @@ from rda.sync import content, plan, scan
 from rda.sync.copies import Collected
 from rda.sync.mirror import Mirror, Settings
 from rda.sync.mirrors import MEASURE_SECONDS, Mirrors
+from rda.sync.owner import OwnerChoice
 from rda.sync.progress import REPORT_SECONDS
 from rda.sync.scan import Scanner
 from rda.sync.tree import Scope
@@ -762,3 +763,80 @@ class ControlTests(MirrorCase):
         after = self.mirrors.status()[0]
         self.assertEqual((after.files_done, after.bytes_done, after.time_left), (5, 1200000, None))
         self.assertEqual((after.files, after.bytes), (5, 1200000))
+
+
+class OwnerTests(MirrorCase):
+    """Whose things are on the remote."""
+
+    ownership = OwnerChoice()
+
+    def settings(self, source: str) -> Settings:
+        return Settings(ownership=self.ownership)
+
+    def owners(self) -> dict[str, Any]:
+        """Who everything was given to, by path in the tree."""
+        files = self.host.connections[-1]
+        return {os.fsdecode(path.partition(b"/tree")[2]): owner for path, owner in files.owners.items()}
+
+    def fill(self) -> None:
+        write(self.path("d/f"), b"1")
+        os.symlink("nowhere", self.path("l"))
+
+    def test_numbers(self) -> None:
+        """Everything gets the owner of the configuration: what is new then, and all of it after a new connection."""
+        self.ownership = OwnerChoice("101:102")
+        self.fill()
+        self.place()
+        self.flush()
+        self.assertEqual(self.owners(), dict.fromkeys(["", "/d", "/d/f", "/l"], (101, 102)))
+        self.host.connections[-1].owners.clear()
+        write(self.path("d/g"), b"2")
+        os.chmod(self.path("d"), 0o711)
+        self.flush()
+        self.assertEqual(self.owners(), dict.fromkeys(["/d", "/d/g"], (101, 102)))
+        self.host.lose()
+        self.flush()
+        self.assertEqual(len(self.owners()), 5)
+
+    def test_preserve(self) -> None:
+        """Everything gets the numbers that it has here."""
+        self.ownership = OwnerChoice("preserve")
+        self.fill()
+        self.place()
+        self.flush()
+        here = os.lstat(self.path("l"))
+        self.assertEqual(self.owners(), dict.fromkeys(["", "/d", "/d/f", "/l"], (here.st_uid, here.st_gid)))
+
+    def test_world_writable(self) -> None:
+        """Everybody may write where that is asked for; by default nothing is changed."""
+        for self.ownership, modes in (
+            (OwnerChoice(world_writable=True), (0o777, 0o666)),
+            (OwnerChoice(), (0o755, 0o644)),
+        ):
+            self.setUp()
+            self.fill()
+            remote = self.place()
+            self.flush()
+            found = [os.stat(os.path.join(remote, name)).st_mode & 0o777 for name in ("d", "d/f")]
+            self.assertEqual(tuple(found), modes)
+            self.assertEqual(self.owners(), {})
+
+    def test_not_allowed(self) -> None:
+        """A remote user who may not do that is told once, and everything else goes on."""
+        self.ownership = OwnerChoice("101:102")
+
+        def refuse(name: str, path: bytes) -> None:
+            if name == "give":
+                raise PermissionError(1, "Operation not permitted")
+
+        self.host.prepare = lambda files: setattr(files, "refuse", refuse)
+        self.fill()
+        remote = self.place()
+        self.flush()
+        self.assert_equal_trees(remote)
+        (problem,) = self.mirrors.status()[0].problems
+        self.assertIn("Log in as root", problem.message)
+        self.host.connections[-1].features = frozenset()
+        write(self.path("d/g"), b"2")
+        self.flush()
+        self.assertIn("OpenSSH 8.0", self.mirrors.status()[0].problems[0].message)

@@ -83,6 +83,9 @@ class _Server:
 
     extensions: dict[bytes, bytes] = {}
 
+    def __init__(self) -> None:
+        self.given: list[tuple[bytes, bytes]] = []
+
     def gotVersion(self, version: int, extensions: dict[bytes, bytes]) -> dict[bytes, bytes]:
         return self.extensions
 
@@ -138,6 +141,10 @@ class _Server:
             old, rest = _string(data)
             os.rename(old, _string(rest)[0])
             return b""
+        if name == b"lsetstat@openssh.com":
+            path, attributes = _string(data)
+            self.given.append((path, attributes))
+            return b""
         raise NotImplementedError(name)
 
 
@@ -159,7 +166,7 @@ class Session:
     """A client and Conch's server."""
 
     def __init__(self, extensions: dict[bytes, bytes]) -> None:
-        avatar = _Server()
+        self.avatar = avatar = _Server()
         avatar.extensions = extensions
         self.server = FileTransferServer(avatar=avatar)
         self.client = SFTPFiles()
@@ -231,6 +238,21 @@ class OperationTests(ServerCase):
         self.assertEqual(os.readlink(self.path(b"link")), b"../\xfe")
         self.assertEqual(self.do(self.files.read_link(self.path(b"link"))), b"../\xfe")
         self.assertTrue(stat.S_ISLNK(self.do(self.files.attributes(self.path(b"link"))).mode))
+
+    def test_give(self) -> None:
+        """Owner and permission bits are set of the very thing that has the name, each where it is wanted."""
+        self.do(self.files.give(b"/a", 1000, 2000, None))
+        self.do(self.files.give(b"/b", None, None, 0o666))
+        self.do(self.files.give(b"/c", 0, 0, 0o777))
+        pack = struct.Struct(">L").pack
+        self.assertEqual(
+            self.session.avatar.given,
+            [
+                (b"/a", pack(2) + pack(1000) + pack(2000)),
+                (b"/b", pack(4) + pack(0o666)),
+                (b"/c", pack(6) + pack(0) + pack(0) + pack(0o777)),
+            ],
+        )
 
     def test_content(self) -> None:
         """What is written at once on one handle arrives in order, with its attributes."""

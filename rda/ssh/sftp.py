@@ -356,6 +356,11 @@ class SFTPFiles(Protocol):
         """See :class:`IRemoteFiles`."""
         return self._request(_SETSTAT, _pack(path) + _pack_attributes(None, mode, mtime), _nothing, path)
 
+    def give(self, path: bytes, uid: int | None, gid: int | None, mode: int | None) -> Deferred[None]:
+        """See :class:`IRemoteFiles`."""
+        attributes = _pack_attributes(None, mode, None, (uid, gid) if uid is not None and gid is not None else None)
+        return self._request(_EXTENDED, _pack(b"lsetstat@openssh.com") + _pack(path) + attributes, _nothing, path)
+
     def space(self, path: bytes) -> Deferred[int | None]:
         """See :class:`IRemoteFiles`."""
         if "statvfs" not in self.features:
@@ -450,11 +455,16 @@ def _string(payload: bytes, offset: int) -> tuple[bytes, int]:
     return payload[offset + 4 : end], end
 
 
-def _pack_attributes(size: int | None, mode: int | None, mtime: int | None) -> bytes:
+def _pack_attributes(
+    size: int | None, mode: int | None, mtime: int | None, owner: tuple[int, int] | None = None
+) -> bytes:
     flags, fields = 0, b""
     if size is not None:
         flags |= _ATTR_SIZE
         fields += _U64.pack(size)
+    if owner is not None:
+        flags |= _ATTR_OWNER
+        fields += struct.pack(">2L", *owner)
     if mode is not None:
         flags |= _ATTR_MODE
         fields += _U32.pack(mode)

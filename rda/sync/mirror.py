@@ -25,12 +25,13 @@ from watchdog.observers.api import ObservedWatch
 from rda.errors import LinkDown, RdaError, SyncFailed, SyncHalted
 from rda.interfaces import IRemoteFiles, IRemoteHost
 from rda.status import MirrorStatus, Problem
-from rda.sync import both, content, plan, pull
+from rda.sync import both, content, owner, plan, pull
 from rda.sync.apply import Apply, Outcome
 from rda.sync.bulk import Bulk, InThread
 from rda.sync.inside import PlainRoot
 from rda.sync.large import DELTA_FROM
 from rda.sync.manifest import Manifest
+from rda.sync.owner import DEFAULT_OWNER, OwnerChoice
 from rda.sync.progress import Transfer
 from rda.sync.pull import Fetch
 from rda.sync.remote import RemoteTree, gather
@@ -76,11 +77,13 @@ class Settings:
     :ivar ignore: patterns of paths that are left out, as in an ignore file at the root.
     :ivar plain: the source was judged as its own real path: nothing is reached through a symbolic link, see
         :mod:`rda.sync.inside`.
+    :ivar ownership: whose it is on the remote.
     """
 
     mode: str = "one-way"
     ignore: tuple[str, ...] = ()
     plain: bool = False
+    ownership: OwnerChoice = DEFAULT_OWNER
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,8 @@ class Mirror:
         self.kind = kind
         # Beside a single file there is nothing on the remote: it can only be written in place, one way.
         self._mode = settings.mode if kind == Kind.DIRECTORY else "one-way"
+        self._ownership = settings.ownership
+        self._given: RemoteTree | None = None
         self._base = base
         self._manifest_path = manifest_path
         self._tools = tools
@@ -542,9 +547,22 @@ class Mirror:
             outcome = await apply.run(todo)
             self._note(outcome)
         outcome.again |= again
+        if self._ownership:
+            ours |= await self._give(manifest, remote, ours | {path for path, _ in todo.adjust})
         if view is not None:
             view.keep(there, ours, {*again, *self._problems})
         return outcome
+
+    async def _give(self, manifest: Manifest, remote: RemoteTree, paths: set[bytes]) -> set[bytes]:
+        """Give what was put there its owner; returns what was given: all there is, after a new connection."""
+        chosen = paths if self._given is remote else manifest.entries.keys()
+        things = {path: manifest.entries[path] for path in chosen if path in manifest.entries}
+        problems = await owner.give(self._ownership, self._root, remote, things, self._tools.in_thread)
+        for path, message in problems.items():
+            self._problem(path, message, fatal=False)
+        if not problems:
+            self._given = remote
+        return set(things)
 
     def _held_back(
         self, todo: plan.Plan, back: both.TwoWay | None, snapshot: Snapshot, manifest: Manifest
