@@ -138,6 +138,53 @@ class ServiceTests(LiveTestCase):
         self.assertEqual(self.machine.show(f"{UNIT}.socket", "ActiveState"), "active")
         self.assertEqual(self.machine.run("stat", "-c", "%a %U", SOCKET), f"600 {USER}")
 
+    def test_reload(self) -> None:
+        """A reload opens what was added, and what did not change goes on; a mistake changes nothing."""
+        self.start()
+        pid, added = self.machine.show(UNIT, "MainPID"), SOCKET.replace("docker", "added")
+        self.assertNotEqual(self.machine.run("ls", SOCKET.rpartition("/")[0]).split(), [])
+        again = (
+            f'[context.added]\nremote = "{self.host.user}@{self.host.address}:{SSHD_PORT}"\nlisten = ["unix:{added}"]'
+        )
+        for listen, expected in (
+            (f'listen = ["unix:{SOCKET}", "tcp:1"]', ["docker.sock"]),
+            (f'listen = ["unix:{SOCKET}"]\n{again}', ["added.sock", "docker.sock"]),
+        ):
+            self.configure(listen)
+            self.machine.systemctl("reload", UNIT)
+            self.eventually(
+                lambda want=expected: (
+                    [n for n in self.machine.run("ls", "/run/rda-alice").split() if n in want] == want
+                ),
+                f"{expected} are there:\n{self.machine.journal()}",
+                SECONDS,
+            )
+        self.assertEqual(self.machine.show(UNIT, "MainPID"), pid)
+        self.assertEqual(self.machine.show(UNIT, "ActiveState"), "active")
+
+    def test_users_own(self) -> None:
+        """The units for one person work under that person's own systemd, which starts rda for the first client."""
+        runtime = "/run/user/" + self.machine.run("id", "-u", USER)
+        self.machine.run("install", "-d", "-o", USER, "-m", "700", runtime)
+        remote = f'remote = "{self.host.user}@{self.host.address}:{SSHD_PORT}"\nssh_config = "none"'
+        listen = 'listen = ["systemd:domain=UNIX:name=rda.socket"]'
+        self.furnish("/home/alice/.config/rda/rda.toml", f"{remote}\n{listen}\n", "600")
+        self.machine.run("install", "-D", "/opt/rda/bin/twistd", "/home/alice/.local/bin/twistd")
+        self.machine.run("chown", "-R", USER, "/home/alice")
+        environment = [f"XDG_RUNTIME_DIR={runtime}", "HOME=/home/alice", "DOCKER_CONFIG=/tmp"]
+        manager = ["--property=Delegate=yes", "--property=Type=notify", "/lib/systemd/systemd", "--user"]
+        self.machine.run(
+            "systemd-run", f"--uid={USER}", "--unit=manager", *(f"--setenv={v}" for v in environment), *manager
+        )
+        self.addCleanup(self.machine.systemctl, "stop", "manager", check=False)
+        alice = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "env", *environment]
+        self.machine.run(*alice, "systemctl", "--user", "start", "rda.socket")
+        socket = f"{runtime}/rda/docker.sock"
+        self.assertEqual(self.machine.run("stat", "-c", "%a", socket), "600")
+        version = [self.host.docker_cli, "-H", f"unix://{socket}", "version", "--format", "{{.Server.Os}}"]
+        self.assertEqual(self.machine.run(*alice, *version), "linux")
+        self.assertEqual(self.machine.run(*alice, "systemctl", "--user", "is-active", "rda"), "active")
+
     def test_units_are_sound(self) -> None:
         """systemd finds nothing wrong with the units, and what they may do is little."""
         units = ["/etc/systemd/system/rda.service", "/etc/systemd/system/rda@.service"]
