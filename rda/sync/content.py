@@ -13,7 +13,7 @@ from typing import NamedTuple
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from rda.sync import inside
-from rda.sync.scan import entry_of_file
+from rda.sync.scan import entry_of_file, is_still
 from rda.sync.tree import Entry, join, lineage
 
 #: A file that changed less than this before it was read may change again without a trace in its times: the kernel
@@ -114,17 +114,6 @@ def _load_slowly(descriptor: int, limit: int, started: int) -> Loaded | None:
 
 def _digest_if_racy(data: bytes, entry: Entry, started: int) -> bytes | None:
     return fingerprint(block_digests(data)) if racy(entry, started) else None
-
-
-def is_still(entry: Entry, found: os.stat_result) -> bool:
-    """Whether a file is still the version that ``entry`` was taken of."""
-    return (
-        found.st_mtime_ns == entry.mtime_ns
-        and found.st_ctime_ns == entry.ctime_ns
-        and found.st_size == entry.size
-        and found.st_ino == entry.inode
-        and found.st_mode == stat.S_IFREG | entry.mode
-    )
 
 
 def load_all(root: bytes, files: Sequence[tuple[bytes, Entry]], limit: int) -> list[Loaded | Unreadable | None]:

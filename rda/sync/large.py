@@ -8,7 +8,9 @@ time are compared with what was sent, because a container may have written to it
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -61,7 +63,7 @@ class Base:
 
     def is_still(self, found: Attributes) -> bool:
         """Whether the remote file still is what was sent."""
-        return found.mode & 0o170000 == 0o100000 and (found.size, found.mtime) == (self.size, self.mtime)
+        return stat.S_ISREG(found.mode) and (found.size, found.mtime) == (self.size, self.mtime)
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Sender:
             attributes = files.set_handle_attributes(handle, size=size, mode=entry.mode, mtime=entry.mtime)
             _, found = await gather(attributes, files.handle_attributes(handle))
             if found.size != size:
-                raise OSError(5, f"only {found.size} of {size} bytes arrived on the remote host")
+                raise OSError(errno.EIO, f"only {found.size} of {size} bytes arrived on the remote host")
         except Exception:
             files.close(handle).addErrback(lambda _: None)
             raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from rda.errors import RdaError
 from rda.sync import inside
@@ -36,6 +37,19 @@ def entry_of_file(found: os.stat_result) -> Entry:
     return Entry(Kind.FILE, found.st_mode & 0o7777, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
 
 
+def is_still(entry: Entry, found: os.stat_result) -> bool:
+    """Whether a regular file is still the version that ``entry`` was taken of."""
+    kind, mode, size, mtime_ns, ctime_ns, inode, _ = entry
+    return (
+        found.st_mtime_ns == mtime_ns
+        and found.st_ctime_ns == ctime_ns
+        and found.st_size == size
+        and found.st_ino == inode
+        and found.st_mode == stat.S_IFREG | mode
+        and kind == Kind.FILE
+    )
+
+
 class Scanner:
     """Looks at one local tree.
 
@@ -60,7 +74,7 @@ class Scanner:
         :raises RootProblem: when there is no root, or it is of another kind.
         """
         found = self._root_now()
-        look = _Look(self.root, known)
+        look = _Look(self.root, known, self._rules)
         if self._kind == Kind.FILE:
             look.add(b"", entry_of_file(found))
         else:
@@ -76,16 +90,14 @@ class Scanner:
         found = self._root_now()
         if self._kind == Kind.FILE or b"" in scope.trees:
             return self.whole(known)
-        look = _Look(self.root, known)
+        look = _Look(self.root, known, self._rules)
         paths, trees = set(scope.paths), set(scope.trees)
         for path in [*paths, *trees]:
             self._reach(path, paths, trees, known)
         trees = topmost(trees)
         for path in trees | paths:
             if path:
-                rules = self._rules_for(path)
-                look.rules_hold(parent(path), rules)
-                look.visit(path, rules, deep=path in trees, root_rules=self._rules)
+                look.visit(path, deep=path in trees)
             else:
                 look.add(b"", Entry(Kind.DIRECTORY, found.st_mode & 0o7777))
         look.leave_out_below({path for path in trees | paths if look.is_missing(path)})
@@ -98,12 +110,6 @@ class Scanner:
             if not above or (entry is not None and entry.kind == Kind.DIRECTORY):
                 return
             trees.add(above)
-
-    def _rules_for(self, path: bytes) -> Rules | None:
-        rules = _own_rules(self.root, b"", self._rules)
-        for above in reversed(list(lineage(parent(path)))[:-1]):
-            rules = _own_rules(self.root, above, rules)
-        return rules
 
     def _root_now(self) -> os.stat_result:
         name = os.fsdecode(self.root)
@@ -127,12 +133,30 @@ class Scanner:
         self._device = None
 
 
-class _Look:
-    """What one look has found so far."""
+class _Directory(NamedTuple):
+    """What a directory means for the paths below it.
 
-    def __init__(self, root: bytes, known: Mapping[bytes, Entry]) -> None:
+    :ivar rules: that hold in it.
+    :ivar left_out: the topmost directory that a rule leaves out, this one or one above.
+    :ivar behind_link: this one, or one above, has become a symbolic link: what is behind it is not ours to send.
+    """
+
+    rules: Rules | None
+    left_out: bytes | None
+    behind_link: bool
+
+
+class _Look:
+    """What one look has found so far.
+
+    :param rules: patterns of the configuration.
+    """
+
+    def __init__(self, root: bytes, known: Mapping[bytes, Entry], rules: Rules | None) -> None:
         self._root = root
         self._known = known
+        self._configured = rules
+        self._directories: dict[bytes, _Directory] = {}
         self._entries: dict[bytes, Entry] = {}
         self._ignored: set[bytes] = set()
         self._unknown: dict[bytes, str] = {}
@@ -166,43 +190,55 @@ class _Look:
             for path in [path for path in self._entries if within(path, missing)]:
                 del self._entries[path]
 
-    def visit(self, path: bytes, rules: Rules | None, *, deep: bool, root_rules: Rules | None) -> None:
+    def visit(self, path: bytes, *, deep: bool) -> None:
         """Look at one path; walk it when it is a directory that is new or has to be looked into."""
+        above = self._directory(parent(path))
+        self.rules_hold(parent(path), above.rules)
         if path.startswith(INCOMING):
             return
-        for above in reversed(list(lineage(parent(path)))[:-1]):
-            if self._left_out(above, root_rules):
-                self._ignored.add(above)
-                return
+        if above.left_out is not None:
+            self._ignored.add(above.left_out)
+            return
         try:
             with inside.placed(self._root, path) as full:
-                self._look_at(path, full, rules, deep)
+                self._look_at(path, full, above, deep)
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
             self._unknown[path] = f"cannot be examined: {error.strerror}"
 
-    def _look_at(self, path: bytes, full: bytes, rules: Rules | None, deep: bool) -> None:
+    def _look_at(self, path: bytes, full: bytes, above: _Directory, deep: bool) -> None:
         found = os.lstat(full)
-        is_directory = stat.S_ISDIR(found.st_mode)
-        if rules is not None and rules.ignores(path, is_directory=is_directory):
+        if above.rules is not None and above.rules.ignores(path, is_directory=stat.S_ISDIR(found.st_mode)):
             self._ignored.add(path)
             return
-        if self._behind_link(path):
+        if above.behind_link:
             return
         if self._examine(path, full, found) and (deep or not self._knows_directory(path)):
             self.descended.add(path)
-            self.walk(path, rules)
+            self.walk(path, above.rules)
 
-    def _behind_link(self, path: bytes) -> bool:
-        """A directory above may have become a symbolic link since: what is behind it is not ours to send."""
-        return any(os.path.islink(join(self._root, above)) for above in list(lineage(parent(path)))[:-1])
+    def _directory(self, path: bytes) -> _Directory:
+        """What a directory means for the paths below it; found out once for each look."""
+        known = self._directories.get(path)
+        if known is not None:
+            return known
+        found = _Directory(_own_rules(self._root, b"", self._configured), None, False)
+        for directory in reversed(list(lineage(path))[:-1]):
+            known = self._directories.get(directory)
+            found = known if known is not None else self._below(directory, found)
+            self._directories[directory] = found
+        self._directories[path] = found
+        return found
 
-    def _left_out(self, directory: bytes, root_rules: Rules | None) -> bool:
-        rules = _own_rules(self._root, b"", root_rules)
-        for above in reversed(list(lineage(parent(directory)))[:-1]):
-            rules = _own_rules(self._root, above, rules)
-        return rules is not None and rules.ignores(directory, is_directory=True)
+    def _below(self, directory: bytes, above: _Directory) -> _Directory:
+        if above.left_out is not None or above.behind_link:
+            return above
+        if above.rules is not None and above.rules.ignores(directory, is_directory=True):
+            return above._replace(left_out=directory)
+        if os.path.islink(join(self._root, directory)):
+            return above._replace(behind_link=True)
+        return above._replace(rules=_own_rules(self._root, directory, above.rules))
 
     def _knows_directory(self, path: bytes) -> bool:
         old = self._known.get(path)
@@ -228,13 +264,14 @@ class _Look:
         self, directory: bytes, found: list[os.DirEntry[bytes]], rules: Rules | None
     ) -> list[tuple[bytes, Rules | None]]:
         """Look at everything in a directory; return the directories in it, each with the rules that hold there."""
-        if any(item.name == IGNORE_FILE for item in found):
+        if IGNORE_FILE in [item.name for item in found]:
             rules = _own_rules(self._root, directory, rules)
             self.rules_hold(directory, rules)
         prefix = directory + b"/" if directory else b""
         if not directory:
             found = [item for item in found if not item.name.startswith(INCOMING)]
-        below = []
+        below: list[tuple[bytes, Rules | None]] = []
+        known, entries = self._known, self._entries
         for item in found:
             path = prefix + item.name
             if rules is not None and rules.ignores(path, is_directory=item.is_dir(follow_symlinks=False)):
@@ -247,7 +284,10 @@ class _Look:
             except OSError as error:
                 self._unknown[path] = f"cannot be examined: {error.strerror}"
                 continue
-            if self._examine(path, item.path, status):
+            old = known.get(path)
+            if old is not None and is_still(old, status):
+                entries[path] = old
+            elif self._examine(path, item.path, status):
                 below.append((path, rules))
         return below
 

@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from rda.sync.scan import Scanner
@@ -45,14 +46,16 @@ def digests(top: Path) -> dict[str, str]:
     for directory, directories, files in os.walk(top):
         for name in [*directories, *files]:
             path = Path(directory, name)
-            key = str(path.relative_to(top))
-            if path.is_symlink():
-                found[key] = "link " + os.readlink(path)
-            elif path.is_dir():
-                found[key] = "directory"
-            else:
-                found[key] = hashlib.sha256(path.read_bytes()).hexdigest()
+            with suppress(FileNotFoundError):  # it has gone since its directory was listed
+                found[str(path.relative_to(top))] = digest(path)
     return found
+
+
+def digest(path: Path) -> str:
+    """Return what is at a path, in a few words."""
+    if path.is_symlink():
+        return "link " + os.readlink(path)
+    return "directory" if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class MirrorSoakTestCase(SoakTestCase):
@@ -307,8 +310,9 @@ class Checkouts(MirrorSoakTestCase):
         self.git("commit", "-m", "two")
         remote = self.mount()
         for n in range(size("CHECKOUTS", 10)):
-            began = time.monotonic()
+            began, used = time.monotonic(), self.cpu()
             self.git("checkout", ("one", "two")[n % 2])
             made = time.monotonic() - began
             self.assert_equal_soon(remote)
-            self.tell(f"checkout took {made:.1f} s, equal {time.monotonic() - began - made:.1f} s later")
+            later = time.monotonic() - began - made
+            self.tell(f"checkout took {made:.1f} s, equal {later:.1f} s later, {self.cpu() - used:.1f} s of processor")
