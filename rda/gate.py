@@ -24,28 +24,25 @@ from rda.docker.claims import Claim, Kind
 from rda.docker.document import object_of
 from rda.docker.endpoints import JUDGED, canonical_body, claims_of
 from rda.docker.labels import check_labels
+from rda.docker.passing import changes, check_head, named_by_id, with_real_sources
 from rda.docker.request import find_request, labels_of
 from rda.docker.routes import Call, Note, Outgoing, RequestBody
 from rda.docker.sources import Sorted, Sources
-from rda.errors import BadRequest, NotFound, Refused
+from rda.errors import NotFound, Refused
 from rda.interfaces import ICallRewriter, IGate
 from rda.ownership import Ownership
 from rda.policy import LIMITS, Facts, Policy, judge, refused
 from rda.policy_config import Access
 
-__all__ = ["Gate", "check_head"]
+__all__ = ["Gate"]
 
 _Document = dict[str, object]
 
 #: Files that are looked at to see how large a bind source is, before it is called too large.
 MAX_FILES_COUNTED = 1_000_000
 
-#: Calls whose body is a form whatever the route says: the daemon would read the query from there.
-_FORMS = (b"application/x-www-form-urlencoded", b"multipart/form-data")
-
-
-#: Calls that change nothing, though they are no reads to HTTP.
-_UNNOTED = ("container wait", "container resize", "exec resize")
+#: What of the answers of /volumes and /system/df is the caller's once it has been looked through, or everybody's.
+_LISTED = frozenset(("LayersSize", "Images", "Containers", "Volumes", "BuildCache", "BuilderSize", "Warnings"))
 
 
 @dataclass(frozen=True)
@@ -62,35 +59,6 @@ class _Passed:
     inner: Outgoing
     reserved: Mapping[str, int]
     volumes: tuple[str, ...] = ()
-
-
-def check_head(call: Call, fields: Sequence[tuple[bytes, bytes]]) -> Sequence[tuple[bytes, bytes]]:
-    """Look at a request's header fields before anything is decided; return those that may stay.
-
-    :raises BadRequest: its body is a form, whose values the daemon would prefer to those of the query.
-    """
-    kept = []
-    for name, value in fields:
-        lower = name.lower()
-        if lower == b"content-type" and any(form in value.lower() for form in _FORMS):
-            raise BadRequest("the body of the request is a form; send parameters in the query, and documents as JSON")
-        if lower == b"upgrade" and not _may_upgrade(call, value):
-            continue
-        kept.append((name, value))
-    return fields if len(kept) == len(fields) else tuple(kept)
-
-
-def _may_upgrade(call: Call, value: bytes) -> bool:
-    """Return whether a protocol is one that the endpoint is for: with another one, requests could go on unseen."""
-    wanted = {"session": b"h2c", "grpc": b"h2c", "container attach websocket": b"websocket"}
-    return wanted.get(call.route.name, b"tcp") == value.strip().lower()
-
-
-def changes(call: Call) -> bool:
-    """Return whether a call is one that an audit is kept of."""
-    if call.method in (b"GET", b"HEAD"):
-        return call.route.name == "container attach websocket"
-    return call.route.name not in _UNNOTED
 
 
 @implementer(ICallRewriter, IGate)
@@ -129,7 +97,9 @@ class Gate:
         self._sources = sources
         self._in_thread = in_thread
         self._sockets = sockets
-        self._reserved: Counter[tuple[str, str]] = Counter()
+        self._reserved: Counter[tuple[str, str]] = Counter()  # user and key of a limit -> what is being made
+        self._released: Counter[tuple[str, str]] = Counter()  # what is not any more, since somebody began to count
+        self._counting = 0
 
     # IGate
 
@@ -207,13 +177,13 @@ class Gate:
         changed = await self._own(call, document)
         others = await self._containers(call, claims)
         claims = (*claims, *await self._host_networks(call, claims))
-        changed, document = _named_by_id(changed, document, {name: str(one["Id"]) for name, one in others.items()})
+        changed, document = named_by_id(changed, document, {name: str(one["Id"]) for name, one in others.items()})
         found = self._sort(changed, document)
         reals = await self._real_paths(found)
         foreign = frozenset(name for name, one in others.items() if self._ownership.is_foreign(one))
         facts = await self._facts(call, document, claims, found, reals, foreign)
         self._judge(call, facts, claims)
-        document = _with_real_sources(changed, document, found, reals)
+        document = with_real_sources(changed, document, found, reals)
         reserved = self._reserve(call, facts)
         try:
             volumes = await self._take_volumes(changed, document)
@@ -404,23 +374,30 @@ class Gate:
         return names
 
     async def _with_quotas(self, call: Call, facts: Facts, policy: Policy) -> Facts:
-        """Count what the caller has, and what this container would add."""
+        """Count what the caller has, and what this container would add.
+
+        What is made while the daemon is asked may be missing in its answer: it stays reserved until that is there.
+        """
         user = call.caller.user
         marks = owned.marked(self._ownership.owner, user)
-        listed = await self._api.list_containers([f"{name}={value}" for name, value in marks.items()])
-        mine = [one for one in listed if self._ownership.has(one, user)]
-        requests = [request for one in mine if (request := find_request(labels_of(one))) is not None]
-        used = {
-            "max_containers": len(mine),
-            "max_forwards": sum(len(request.ports) for request in requests),
-        }
-        wanted = {"max_containers": 1, "max_forwards": len(facts.ports)}
-        if most := policy.limits.get("max_sync_bytes", 0):
-            there = {source for request in requests for source in request.sources}
-            new = [real for _, real in facts.local if real not in there]
-            used["max_sync_bytes"] = await self._in_thread(_size_of_all, sorted(there), most) if new else 0
-            wanted["max_sync_bytes"] = await self._in_thread(_size_of_all, new, most)
-        used = {key: count + self._reserved[user, key] for key, count in used.items()}
+        self._counting += 1
+        try:
+            listed = await self._api.list_containers([f"{name}={value}" for name, value in marks.items()])
+            mine = [one for one in listed if self._ownership.has(one, user)]
+            requests = [request for one in mine if (request := find_request(labels_of(one))) is not None]
+            used = {"max_containers": len(mine), "max_forwards": sum(len(request.ports) for request in requests)}
+            wanted = {"max_containers": 1, "max_forwards": len(facts.ports)}
+            if most := policy.limits.get("max_sync_bytes", 0):
+                there = {source for request in requests for source in request.sources}
+                new = sorted({real for _, real in facts.local} - there)
+                used["max_sync_bytes"] = await self._in_thread(_size_of_all, sorted(there), most) if new else 0
+                wanted["max_sync_bytes"] = await self._in_thread(_size_of_all, new, most)
+            used = {key: count + self._reserved[user, key] for key, count in used.items()}
+        finally:
+            self._counting -= 1
+            if not self._counting:
+                self._reserved.subtract(self._released)
+                self._released.clear()
         return replace(facts, used=used, wanted=wanted)
 
     def _reserve(self, call: Call, facts: Facts) -> dict[str, int]:
@@ -430,10 +407,11 @@ class Gate:
         return dict(facts.wanted)
 
     def _release(self, call: Call, reserved: Mapping[str, int]) -> None:
-        for key, count in reserved.items():
-            self._reserved[call.caller.user, key] -= count
-            if self._reserved[call.caller.user, key] <= 0:
-                del self._reserved[call.caller.user, key]
+        given_back = {(call.caller.user, key): count for key, count in reserved.items()}
+        if self._counting:
+            self._released.update(given_back)
+        else:
+            self._reserved.subtract(given_back)
 
     # Inward.
 
@@ -463,7 +441,10 @@ class Gate:
         if name == "container list" and isinstance(body, list):
             return [one for one in body if isinstance(one, dict) and ownership.has(one, user)]
         if name in ("volume list", "system df") and isinstance(body, dict):
-            body = {**body, "Volumes": await ownership.volumes_of(user, body.get("Volumes") or ())}
+            body = {
+                key: value for key, value in body.items() if key in _LISTED
+            }  # what a later daemon adds may be others'
+            body["Volumes"] = await ownership.volumes_of(user, body.get("Volumes") or ())
             if "Containers" in body:
                 body["Containers"] = [one for one in body["Containers"] or () if ownership.has(one, user)]
             return body
@@ -492,36 +473,6 @@ def _network_labels_hidden(call: Call, status: int, body: Any) -> Any:
     if status == 200 and call.route.name == "network list" and isinstance(body, list):
         return [owned.inward_network(one) for one in body]
     return body
-
-
-def _with_real_sources(call: Call, document: _Document, found: Sorted, reals: Mapping[str, str]) -> _Document:
-    """Name local bind sources by where they lead: what was judged is what is mirrored."""
-    moved = [bind for bind, path in found.local if reals[bind.path] != bind.path]
-    if not moved:
-        return document
-    if call.route.name == "volume create":
-        options = object_of(document.get("DriverOpts"), "DriverOpts")
-        return {**document, "DriverOpts": {**options, "device": reals[moved[0].path]}}
-    return rewrite.with_sources(document, moved, reals)
-
-
-def _named_by_id(call: Call, document: _Document, ids: Mapping[str, str]) -> tuple[Call, _Document]:
-    """Name the other containers in a call by their full ids: those cannot come to mean something else."""
-    name = call.route.name
-    if not ids:
-        return call, document
-    if name == "container create":
-        return call, owned.with_containers(document, ids)
-    if name in ("network connect", "network disconnect"):
-        reference = str(document.get("Container") or "")
-        return call, {**document, "Container": ids.get(reference, reference)}
-    return replace(call, query=tuple(_build_parameter(*pair, ids) for pair in call.query)), document
-
-
-def _build_parameter(name: str, value: str, ids: Mapping[str, str]) -> tuple[str, str]:
-    """Name the container whose network a build uses."""
-    reference = value.removeprefix("container:")
-    return (name, f"container:{ids[reference]}") if name == "networkmode" and reference in ids else (name, value)
 
 
 def _size_of_all(paths: Sequence[str], most: int) -> int:
