@@ -216,7 +216,7 @@ class Agent(MultiService):
         contexts = [context.status() for context in self._contexts.values() if context.wired]
         audit = self.audit.problem() if self.audit is not None else None
         problems = (*self._reloading.problems(), *((audit,) if audit is not None else ()))
-        return tuple(replace(context, problems=(*context.problems, *problems)) for context in contexts)
+        return tuple(replace(one, problems=tuple(dict.fromkeys((*one.problems, *problems)))) for one in contexts)
 
 
 class ContextAgent(Service):
@@ -245,6 +245,7 @@ class ContextAgent(Service):
         self._ports: list[IListeningPort] = []
         self._tls: ServerTLS | None = None
         self._problems: list[Problem] = []
+        self._was_connected = False
         self.wired = False
         self.opened: Deferred[list[Problem]] = Deferred()
 
@@ -259,14 +260,30 @@ class ContextAgent(Service):
         :raises RdaError, OSError: it cannot be; nothing has been started.
         """
         super().startService()
-        context, reactor = self.context, self._reactor
+        context = self.context
         private_directory(self._state_dir)
         owner = identity(self._state_dir)
         if context.admission.tls:
             self._tls = ServerTLS(context.admission.tls, need_certificate=not context.admission.tokens)
         callers = Callers(context.admission, self._agent.machine, context.name)
         callers.check(context.listen)
+        self._made_here = MadeHere(self._state_dir / "containers", self._sync)
+        self._made_here.open()
+        self._wire(owner, callers)
         self.wired = True
+        self._link.add_observer(self._link_changed)
+        self._reconciler.startService()
+        self._mirrors.startService()
+        self._link.startService()
+        self._listen()
+
+    def _wire(self, owner: str, callers: Callers) -> None:
+        """Make the parts; nothing of them works yet.
+
+        :param owner: this installation's identity.
+        :param callers: says who calls.
+        """
+        context, reactor = self.context, self._reactor
         self._link = link = self._agent.links.share(context.remote, context.docker)
         self._api = api = DaemonAPI(reactor, link.docker())
         self._forwards = forwards = Forwards(link, reactor, publish_address=context.publish_address)
@@ -285,8 +302,6 @@ class ContextAgent(Service):
             settings=lambda source: settings.get(sources.rule(source).pattern, Settings(plain=plain)),
             mounted=lambda: Deferred.fromCoroutine(api.mounted_paths()),
         )
-        self._made_here = MadeHere(self._state_dir / "containers", self._sync)
-        self._made_here.open()
         host_forwards = HostForwards([(one.container, read_ports(one.ports)) for one in context.forwards])
         self._reconciler = reconciler = Reconciler(
             reactor, api, forwards, mirrors, owner, sources.mirrored, self._made_here, host_forwards
@@ -324,12 +339,6 @@ class ContextAgent(Service):
             own=self._pages,
             gate=gate,
         )
-        link.add_observer(self._link_changed)
-        self._was_connected = False
-        reconciler.startService()
-        mirrors.startService()
-        link.startService()
-        self._listen()
 
     def _gate(self, containers: Containers, owner: str, sources: Sources) -> Gate | None:
         """Who looks at every call; nobody, where there is nothing to look for."""

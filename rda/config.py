@@ -1,6 +1,6 @@
 """Options and TOML, checked, as one frozen :class:`Config`. Pure: reads no file and no environment.
 
-Every key of the file is an option of the command line too (``sync_root`` is ``--sync-root``) and the option wins. The
+Most keys of the file are options of the command line too (``sync_root`` is ``--sync-root``) and the option wins. The
 file's top level describes the context named ``default``; ``[context.NAME]`` tables describe further ones, and take the
 keys that they leave out from the top level (all but ``remote`` and ``listen``).
 """
@@ -34,7 +34,7 @@ DEFAULT_LISTEN = ("tcp:23750:interface=127.0.0.1",)
 #: Ports of this machine that can be exposed: each is a socket that the SSH server listens on for us.
 MAX_EXPOSED = 64
 
-_TCP_PORT = re.compile(r"tcp6?:(?:port=)?([0-9]{1,5})(?::|\Z)")
+_TCP_PORT = re.compile(r"tcp6?:(?:(?:.*:)?port=)?([0-9]{1,5})(?::|\Z)")
 
 _OWNER = re.compile(r"(login|preserve|[0-9]{1,9}:[0-9]{1,9})\Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
@@ -197,6 +197,8 @@ def load(text: str | None, options: Mapping[str, Any], outside: Outside) -> Conf
         found.append(_context(DEFAULT_CONTEXT, "", top, problems, outside))
     shared = {key: value for key, value in top.items() if key not in ("remote", "listen")}
     for name, own in contexts.items():
+        if found and name == DEFAULT_CONTEXT:
+            problems.append(f"context.{name}: the top level of the file describes the context of this name already")
         found.append(_named_context(name, own, shared, problems, outside))
     _check_listeners(found, problems)
     if problems:

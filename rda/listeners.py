@@ -47,6 +47,9 @@ MAX_SOCKET_PATH = 107
 #: The system of a client beyond them (Twisted's default is 50) tries again only after a second.
 BACKLOG = 512
 
+#: Where the backlog stands in ``tcp:PORT:INTERFACE:BACKLOG``.
+_BACKLOG_WORD = 3
+
 #: The kinds of Twisted endpoint strings whose clients are who the kernel says: not those that take a proxy's word.
 _KINDS = ("tcp", "tcp6", "unix", "systemd")
 
@@ -81,11 +84,8 @@ def _unix_socket(description: str) -> UnixSocket:
     :raises ValueError: with the reason.
     """
     _, plain, named = _words(description)
-    path, mode, backlog = (
-        dict(enumerate(plain)).get(0) or named.get("address", ""),
-        named.get("mode"),
-        named.get("backlog"),
-    )
+    path = plain[0] if plain else named.get("address", "")
+    mode, backlog = named.get("mode"), named.get("backlog")
     if len(plain) > 1 or set(named) - {"address", "mode", "backlog", "lockfile"} or not path.startswith("/"):
         raise ValueError("it is written unix:/absolute/path, or unix:/absolute/path:mode=660")
     if len(os.fsencode(path)) > MAX_SOCKET_PATH:
@@ -143,9 +143,10 @@ def listen(
     :param gid: the group that a UNIX socket belongs to and whose members may use it.
     :returns: fails with :class:`CannotListen`.
     """
-    if _words(description)[0] == "unix":
+    kind, plain, named = _words(description)
+    if kind == "unix":
         return execute(_listen_unix, reactor, _unix_socket(description), factory, gid)
-    if description.startswith("tcp") and "backlog" not in _words(description)[2]:
+    if kind.startswith("tcp") and "backlog" not in named and len(plain) < _BACKLOG_WORD:
         description += f":backlog={BACKLOG}"
     endpoint = serverFromString(reactor, description)
     if isinstance(endpoint, AdoptedStreamServerEndpoint) and endpoint.addressFamily == socket.AF_UNIX:
@@ -239,17 +240,17 @@ def _umask_where_needed() -> Iterator[None]:
 
 def _check_directory(directory: Path, gid: int | None) -> None:
     """Make the directory of a socket, its owner's only; refuse one where others could put a socket in place of ours."""
-    if not directory.exists():
-        directory.mkdir(mode=0o700, parents=True)
+    missing = [one for one in (directory, *directory.parents) if not one.exists()]
+    for one in reversed(missing):
+        one.mkdir(mode=0o700)
         if gid is not None:
-            os.chown(directory, -1, gid)
-            directory.chmod(0o710)
-        return
+            os.chown(one, -1, gid)
+            one.chmod(0o710)
     status = directory.stat()
     if status.st_uid not in (0, os.geteuid()):
         raise CannotListen(f"{directory} belongs to {peers.user_name(status.st_uid)}; use a directory of your own")
-    shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    if shared and not status.st_mode & stat.S_ISVTX:
+    others = stat.S_IWOTH if peers.is_private_group(status.st_gid) else stat.S_IWGRP | stat.S_IWOTH
+    if status.st_mode & others and not status.st_mode & stat.S_ISVTX:
         raise CannotListen(f"others can write to {directory}; use a directory of your own, or: chmod go-w {directory}")
 
 

@@ -14,6 +14,7 @@ Source: socket(7), sock_diag(7), proc_net(5); Linux ``include/uapi/linux/inet_di
 from __future__ import annotations
 
 import errno
+import grp
 import os
 import pwd
 import socket
@@ -31,6 +32,7 @@ __all__ = [
     "SocketTable",
     "credentials",
     "groups_of",
+    "is_private_group",
     "process_name",
     "socket_table",
     "tcp_listener",
@@ -103,6 +105,15 @@ def groups_of(uid: int) -> frozenset[int]:
     except KeyError:
         return frozenset()
     return frozenset(os.getgrouplist(entry.pw_name, entry.pw_gid))
+
+
+def is_private_group(gid: int) -> bool:
+    """Whether a group is what many systems make for each user: called like the user, with nobody else in it."""
+    try:
+        group, user = grp.getgrgid(gid), pwd.getpwuid(os.geteuid())
+    except KeyError:
+        return False
+    return gid == user.pw_gid and group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
 
 
 def process_name(who: Credentials | None) -> str:
@@ -183,6 +194,7 @@ class SocketTable:
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG)
         self._socket.setblocking(False)  # the kernel has answered when sending returns
+        self._socket.connect((0, 0))  # from nobody but the kernel is an answer taken
         self._sequence = 0
 
     def close(self) -> None:

@@ -175,6 +175,15 @@ class LoadTests(SynchronousTestCase):
         self.assertEqual({name: float(value) for name, value in lines}, asdict(Limits()))
 
 
+class NamesTests(SynchronousTestCase):
+    def test_two_of_one_name(self) -> None:
+        """The top level's context has a name too, and no other can have it."""
+        table = '[context.default]\nremote = "b"\nlisten = "unix:/b"'
+        (problem,) = self.assertRaises(ConfigError, read, f'remote = "a"\n{table}').problems
+        self.assertIn("context.default: the top level", problem)
+        self.assertEqual([context.name for context in read(table).contexts], ["default"])
+
+
 class RemotesTests(SynchronousTestCase):
     KEY = "SHA256:" + "a" * 43
 
@@ -204,7 +213,7 @@ class RemotesTests(SynchronousTestCase):
 
     def test_exposed_listener(self) -> None:
         """Containers are not given the Docker API by way of a port of this machine."""
-        for listen in ("tcp:2375:interface=127.0.0.1", "tcp:port=2375:interface=127.0.0.1"):
+        for listen in ("tcp:2375:interface=127.0.0.1", "tcp:interface=127.0.0.1:port=2375", "tcp:2375"):
             text = f'remote = "a"\nexpose_host = [2375]\nlisten = "{listen}"'
             (problem,) = self.assertRaises(ConfigError, read, text).problems
             self.assertIn("containers would control their own host", problem)

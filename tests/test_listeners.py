@@ -106,9 +106,9 @@ class TCPTests(SynchronousTestCase):
     def test_bursts_of_connections_wait(self) -> None:
         """Many connections at once wait until they are accepted, unless the endpoint says how many."""
         reactor = Reactor()
-        for description in ("tcp:1:interface=127.0.0.1", "tcp:1:interface=127.0.0.1:backlog=7"):
+        for description in ("tcp:1:interface=127.0.0.1", "tcp:1:127.0.0.1:backlog=7", "tcp:1:127.0.0.1:8"):
             self.successResultOf(listen(reactor, description, Factory()))
-        self.assertEqual(reactor.backlogs, [BACKLOG, 7])
+        self.assertEqual(reactor.backlogs, [BACKLOG, 7, 8])
 
     def test_in_use(self) -> None:
         """Who uses a port is named."""
@@ -128,7 +128,7 @@ class UnixTests(SynchronousTestCase):
         self.reactor = Reactor()
         self.directory = Path(tempfile.mkdtemp(prefix="rda-"))  # the path of a socket has to be short
         self.addCleanup(shutil.rmtree, self.directory)
-        self.path = self.directory / "new/x.sock"
+        self.path = self.directory / "made/new/x.sock"
 
     def open(self, more: str = "", gid: int | None = None) -> Any:
         port = self.successResultOf(listen(self.reactor, f"unix:{self.path}{more}", Factory(), gid=gid))
@@ -146,7 +146,8 @@ class UnixTests(SynchronousTestCase):
         before = os.umask(0)
         self.addCleanup(os.umask, before)
         self.open()
-        self.assertEqual((self.mode(self.path), self.mode(self.path.parent)), (0o600, 0o700))
+        modes = [self.mode(one) for one in (self.path, self.path.parent, self.path.parent.parent)]
+        self.assertEqual(modes, [0o600, 0o700, 0o700])
         self.path = self.directory / "y.sock"
         self.open(":mode=666")
         self.assertEqual(self.mode(self.path), 0o666)
@@ -177,7 +178,7 @@ class UnixTests(SynchronousTestCase):
     def test_a_dead_socket_is_replaced(self) -> None:
         """A socket that nobody listens on any more does not stand in the way."""
         with socket.socket(socket.AF_UNIX) as dead:
-            self.path.parent.mkdir()
+            self.path.parent.mkdir(parents=True)
             dead.bind(str(self.path))
             dead.listen()
         self.open()
@@ -195,14 +196,14 @@ class UnixTests(SynchronousTestCase):
 
     def test_no_socket(self) -> None:
         """A file that is no socket is nobody's to remove."""
-        self.path.parent.mkdir()
+        self.path.parent.mkdir(parents=True)
         self.path.write_text("precious")
         self.assertIn("is no socket", self.refusal())
         self.assertEqual(self.path.read_text(), "precious")
 
     def test_a_directory_of_everybodys(self) -> None:
         """A socket is not put where others could put theirs in its place."""
-        self.path.parent.mkdir()
+        self.path.parent.mkdir(parents=True)
         self.path.parent.chmod(0o777)
         self.assertIn("others can write to", self.refusal())
         self.path.parent.chmod(0o1777)

@@ -171,7 +171,9 @@ class Callers:
         self._machine = machine
         self._context = context
         self._own_name = machine.user_name(machine.uid)
-        self._users = {uid: name for name, uid in admission.users}
+        # Names are looked up once: on some systems that is a question to a server.
+        own = {0: machine.user_name(0), machine.uid: self._own_name}
+        self._users = own | {uid: name for name, uid in admission.users}
         self._named: set[str] = set()
         self._tokens = self._of_token if admission.tokens else None
 
@@ -230,15 +232,14 @@ class Callers:
             raise Refused(f"the kernel does not say whose this connection is ({e}); use a UNIX socket") from e
 
     def _local_user(self, uid: int, proof: Proof, pid: int | None = None, groups: Sequence[int] = ()) -> Caller:
-        own = uid in (0, self._machine.uid) and uid != OVERFLOW_UID
-        if not (own or uid in self._users or self._in_group(uid, groups)):
-            name = self._machine.user_name(uid)
+        known = self._users.get(uid) if uid != OVERFLOW_UID else None
+        name = known or self._machine.user_name(uid)
+        if known is None and not self._in_group(uid, groups):
             raise Refused(
                 f"{name} (uid {uid}) may not use this context of {self._own_name}'s; "
                 "whom it is for can be said with allow_users and allow_group"
             )
-        name = self._users.get(uid) or self._machine.user_name(uid)
-        return Caller(name, proof, uid, pid, own)
+        return Caller(name, proof, uid, pid, own=uid in (0, self._machine.uid))
 
     def _in_group(self, uid: int, groups: Sequence[int]) -> bool:
         """Whether a user is in the group that may; by the system's lists, which may have changed since the login."""
