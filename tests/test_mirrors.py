@@ -14,7 +14,7 @@ from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from rda.errors import BadRequest, LinkDown, SyncHalted
+from rda.errors import BadRequest, LinkDown, SyncFailed, SyncHalted
 from rda.status import MirrorStatus, RemoteCopy
 from rda.sync import content, plan, scan
 from rda.sync.copies import Collected
@@ -690,6 +690,18 @@ class ControlTests(MirrorCase):
         self.mirrors.resume()
         self.assert_equal_trees(remote)
         self.assertEqual(self.mirrors.status()[0].state, "idle")
+
+    def test_defect(self) -> None:
+        """A defect is logged, tells whoever waits, and the mirror goes on with the next look."""
+        remote = self.place()
+        mirror = self.mirrors._mirrors[self.local]
+        write(self.path("f"), b"1")
+        with mock.patch.object(mirror, "_passed", side_effect=ZeroDivisionError("a defect")):
+            failure = self.failureResultOf(self.mirrors.complete(self.local), SyncFailed)
+        self.assertIn("a defect", str(failure.value))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.flush()
+        self.assert_equal_trees(remote)
 
     def test_names(self) -> None:
         """A mirror is named by its source or anything in it; without a name all used ones are meant."""

@@ -214,7 +214,7 @@ class Mirror:
             self._noticed = self._clock.seconds()
         if not self._busy:
             self._busy = True
-            self._running = Deferred.fromCoroutine(self._run())
+            self._running = Deferred.fromCoroutine(self._run()).addErrback(self._broken)
 
     def live(self, yes: bool) -> None:
         """Watch the local tree, or stop watching it."""
@@ -323,6 +323,15 @@ class Mirror:
                 self._answer(waiters)
         self._busy = False
         self._measured()
+
+    def _broken(self, failure: Failure) -> None:
+        """A defect outside of a pass: tell whoever waits, and let the next look begin again."""
+        self._busy = False
+        waiters, self._waiters = [*self._served, *self._waiters], []
+        self._pass_failed(
+            failure.value if isinstance(failure.value, Exception) else SyncFailed(failure.getErrorMessage()),
+            [waiter for waiter in waiters if not waiter.called],
+        )
 
     def _passed(self, noticed: float | None) -> None:
         self._state = "halted" if self._halted else "idle"

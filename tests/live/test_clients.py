@@ -76,6 +76,40 @@ class Compose(LiveTestCase):
         self.assertEqual(self.host.docker("ps", "-aq").stdout, b"")
 
 
+SECRETS = """
+name: secrets
+services:
+  app:
+    image: busybox
+    command: sh -c 'cat /run/secrets/key /etc/app.conf > /seen; sleep 1000'
+    init: true
+    secrets: [key]
+    configs:
+      - {source: conf, target: /etc/app.conf}
+secrets:
+  key: {file: ./key}
+configs:
+  conf: {file: ./conf}
+"""
+
+
+class Secrets(LiveTestCase):
+    """``docker compose`` with secrets and configs that are files."""
+
+    def test_files(self):
+        """A service finds the files of this machine in their places, and their edits too."""
+        project = self.directory()
+        for name, text in (("compose.yaml", SECRETS), ("key", "secret\n"), ("conf", "setting\n")):
+            (project / name).write_text(text)
+        compose = functools.partial(self.rda.docker, "compose", cwd=project)
+        self.addCleanup(compose, "down", "-t", "0", check=False)
+        compose("up", "-d")
+        inside = functools.partial(compose, "exec", "-T", "app", "cat")
+        self.eventually(lambda: inside("/seen").stdout == b"secret\nsetting\n", "both were there at the start", 5)
+        (project / "key").write_text("another\n")
+        self.assertEqual(inside("/run/secrets/key").stdout, b"another\n")
+
+
 WATCHED = """
 name: watched
 services:

@@ -19,6 +19,10 @@ LONGEST_WAIT = 0.8
 class Kills(SoakTestCase):
     """A tree that changes, and a sync of it that never gets to its end."""
 
+    def setUp(self) -> None:
+        self.addCleanup(lambda: self.rda.stop())  # the last one, and after all else
+        super().setUp()
+
     def test_kills(self):
         """After each end both sides are equal, what a container made is untouched, and no temporary is left."""
         tree = ChangingTree(self.directory(), files=3000, seed=7)
@@ -43,7 +47,6 @@ class Kills(SoakTestCase):
         self.rda.process.send_signal(signal.SIGKILL)
         self.rda.process.wait()
         self.rda = Rda(self.host, state_dir=str(self.rda.state))
-        self.addCleanup(self.rda.stop)
         self.rda.wait_ready()
 
     def found(self, tree: ChangingTree) -> list[str]:
