@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import resource
@@ -59,6 +60,9 @@ from rda.words import progress
 
 __all__ = ["Agent"]
 
+#: Objects made and not freed after which garbage is searched for; each is some hundred bytes.
+GARBAGE_THRESHOLD = 20_000
+
 #: Seconds that running streams get to finish when rda is told to stop.
 DRAIN_SECONDS = 5.0
 
@@ -113,6 +117,7 @@ class Agent(MultiService):
         _raise_descriptor_limit()
         if self.audit is not None:
             self.audit.start()
+        _search_less_garbage()
         globalLogPublisher.addObserver(self.log)
         super().startService()
         for context in self._contexts.values():
@@ -529,6 +534,16 @@ def identity(state_dir: Path) -> str:
     if not re.fullmatch("[0-9a-f]{32}", owner):
         raise RdaError(f"{path} is damaged; restore it, or remove it to begin with a new identity")
     return owner
+
+
+def _search_less_garbage() -> None:
+    """Leave what was made until now out of the searches for garbage, and search less often.
+
+    Each search goes through all objects of the modules, which never go; connections come and go in thousands, and most
+    of their objects are freed without a search. Measured, it is a tenth of the processor time of a new connection.
+    """
+    gc.freeze()
+    gc.set_threshold(GARBAGE_THRESHOLD)
 
 
 def _raise_descriptor_limit() -> None:
