@@ -20,6 +20,7 @@ from zope.interface import implementer
 from rda.api import DaemonAPI
 from rda.audit import Audit, Record, timestamp
 from rda.docker import binds, owned, rewrite
+from rda.docker import claims as claims_module
 from rda.docker.claims import Claim, Kind
 from rda.docker.document import object_of
 from rda.docker.endpoints import JUDGED, canonical_body, claims_of
@@ -181,7 +182,10 @@ class Gate:
         found = self._sort(changed, document)
         reals = await self._real_paths(found)
         foreign = frozenset(name for name, one in others.items() if self._ownership.is_foreign(one))
+        there = await self._volumes_there(call, document)
+        claims = (*claims, *(claim for volume in there for claim in claims_module.volume_claims(volume)))
         facts = await self._facts(call, document, claims, found, reals, foreign)
+        facts = replace(facts, remote=(*facts.remote, *owned.bound_paths(there)))
         self._judge(call, facts, claims)
         document = with_real_sources(changed, document, found, reals)
         reserved = self._reserve(call, facts)
@@ -267,6 +271,20 @@ class Gate:
                     network = await self._api.inspect_network(claim.value)
                 if network is not None and network.get("Driver") == "host":
                     found.append(Claim(Kind.HOST_NAMESPACE, "network", claim.where))
+        return found
+
+    async def _volumes_there(self, call: Call, document: _Document) -> list[_Document]:
+        """Look up the volumes that a new container names: what those lead to that are there already is judged too.
+
+        :return: for each that rda has not made of a source that was judged then, the document that makes the like.
+        """
+        found: list[_Document] = []
+        if call.route.name != "container create" or self._access.policy_of(call.caller.user) is None:
+            return found
+        for name in owned.named_volumes(document):
+            volume = await self._api.inspect_volume(name)
+            if volume is not None and not self._ownership.is_mirrored(volume):
+                found.append({"Name": name, "Driver": volume.get("Driver"), "DriverOpts": volume.get("Options")})
         return found
 
     async def _own_reference(self, call: Call, user: str) -> Call:

@@ -13,7 +13,7 @@ from typing import Any
 
 from rda.api import DaemonAPI
 from rda.docker.owned import BUILT_IN_NETWORKS, belongs, marked
-from rda.docker.request import USER_LABEL, labels_of
+from rda.docker.request import OWNER_LABEL, USER_LABEL, find_request, labels_of
 from rda.errors import NotFound, Refused
 
 __all__ = ["Ownership"]
@@ -45,6 +45,11 @@ class Ownership:
     def is_foreign(self, container: Mapping[str, object]) -> bool:
         """Return whether a container was not made through this context."""
         return not self._made_here(container)
+
+    def is_mirrored(self, volume: Mapping[str, object]) -> bool:
+        """Return whether a volume binds a directory that this context mirrors; only rda sets the labels that say so."""
+        labels = labels_of(volume)
+        return labels.get(OWNER_LABEL) == self.owner and find_request(labels) is not None
 
     async def container(self, reference: str, user: str) -> str:
         """Return the full id of a container of a user's.

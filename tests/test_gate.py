@@ -103,6 +103,26 @@ class FactTests(GateCase):
         sent = json.loads(self.daemon.calls("POST", "/containers/create")[-1][1])["HostConfig"]
         self.assertEqual((sent["VolumesFrom"], sent["PidMode"]), ([f"{mine}:ro"], f"container:{mine}"))
 
+    def test_volumes_that_are_there(self) -> None:
+        """A volume that somebody made of a path of the host, or with another driver, is judged when it is used."""
+        bound = {"type": "none", "o": "bind", "device": "/etc"}
+        self.daemon._make_volume({"Name": "etc", "DriverOpts": bound})
+        self.daemon._make_volume({"Name": "disk", "DriverOpts": {"type": "ext4", "device": "/dev/sda1"}})
+        self.daemon._make_volume({"Name": "plain"})
+        self.daemon._make_volume({"Name": "other"})["Driver"] = "rexray"
+        for name, rule in (("etc", "remote_paths"), ("disk", "volume_types"), ("other", "volume_drivers")):
+            for host_config in (
+                {"Binds": [f"{name}:/x"]},
+                {"Mounts": [{"Type": "volume", "Source": name, "Target": "/x"}]},
+            ):
+                document = {"Image": "busybox", "HostConfig": host_config}
+                self.assertIn(f"(rule {rule})", self.refusal("POST", "/containers/create", document))
+        document = {"Image": "busybox", "HostConfig": {"Binds": ["plain:/x", "new:/y"]}}
+        self.assertEqual(self.ask("POST", "/containers/create", document)[0], 201)
+        self.assertEqual(self.ask("POST", "/volumes/create", {"Name": "mine", "DriverOpts": {**bound, "device": "/usr"}})[0], 201)  # fmt: skip # noqa: E501
+        document = {"Image": "busybox", "HostConfig": {"Binds": ["mine:/x"]}}
+        self.assertEqual(self.ask("POST", "/containers/create", document)[0], 201)
+
     def test_everybodys(self) -> None:
         """Without an owner filter, everybody sees everything, and rda's labels are hidden."""
         self.create("ann", "web")

@@ -8,10 +8,11 @@ may have come from an image.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from rda.docker.binds import volume_source
 from rda.docker.document import object_of, objects, parse_any, serialise, text_list, text_of
 from rda.docker.request import OWNER_LABEL, USER_LABEL, hidden, labels_of
 from rda.docker.routes import Call
@@ -20,6 +21,7 @@ from rda.errors import BadRequest, RdaError
 __all__ = [
     "BUILT_IN_NETWORKS",
     "belongs",
+    "bound_paths",
     "dangling_only",
     "inward_mounts",
     "inward_network",
@@ -131,6 +133,19 @@ def _volume_document(name: str, options: Mapping[str, object]) -> dict[str, obje
     labels = hidden(object_of(options.get("Labels"), "Labels"))
     driver = text_of(config.get("Name"), "DriverConfig.Name") or "local"
     return {"Name": name, "Driver": driver, "DriverOpts": dict(values), "Labels": labels}
+
+
+def bound_paths(volumes: Iterable[Mapping[str, object]]) -> list[tuple[str, str]]:
+    """Return for each volume that binds a path of the remote host how it is called, and that path.
+
+    :param volumes: canonical volumes/create documents.
+    """
+    found = []
+    for volume in volumes:
+        bind = volume_source(volume)
+        if bind is not None:
+            found.append((f"volume {volume.get('Name')}", bind.path))
+    return found
 
 
 def mount_volumes(document: dict[str, object], labels: Mapping[str, object]) -> dict[str, object]:
