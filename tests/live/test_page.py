@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import subprocess
 import sys
 import urllib.request
@@ -41,6 +43,15 @@ CONTRAST = r"""(() => {
 })()"""
 
 
+@functools.cache
+def shared_browser() -> Browser:
+    """One browser for all tests: starting it takes longer than most of them."""
+    browser = Browser()
+    browser.__enter__()
+    atexit.register(browser.__exit__, None, None, None)
+    return browser
+
+
 class PageTests(SynchronousTestCase):
     def setUp(self) -> None:
         find_browser()
@@ -56,7 +67,14 @@ class PageTests(SynchronousTestCase):
         assert self.server.stdout is not None
         self.url = self.server.stdout.readline().strip()
         self.addCleanup(self.server.stdout.close)
-        self.browser = self.enterContext(Browser())
+        self.browser = shared_browser()
+        self.tabs: list[Page] = []
+        self.addCleanup(self.close_tabs)
+
+    def close_tabs(self) -> None:
+        """Close what is still open: a browser has six connections for each host, and a page keeps one."""
+        for page in self.tabs:
+            page.close()
 
     def show(self, picture: str) -> None:
         """Have the agent be in another state from now on."""
@@ -66,6 +84,7 @@ class PageTests(SynchronousTestCase):
 
     def visit(self, size: tuple[int, int] = DESKTOP, dark: bool = False) -> Page:
         page = self.browser.page(*size, dark=dark, phone=size == PHONE)
+        self.tabs.append(page)
         self.assertEqual(page.go(self.url), "")
         page.wait(DRAWN)
         return page
@@ -86,6 +105,7 @@ class PageTests(SynchronousTestCase):
                     self.assertEqual(page.evaluate("document.documentElement.scrollWidth"), size[0])
                     self.assertEqual(page.evaluate(CONTRAST), [])
                     self.assertEqual(page.complaints(), [])
+                    self.tabs.remove(page)
                     page.close()
 
     def test_live(self) -> None:
@@ -140,6 +160,7 @@ class PageTests(SynchronousTestCase):
         self.assertIn("frame-ancestors 'none'", answer.headers["content-security-policy"])
         answer.close()
         other = self.browser.page()
+        self.tabs.append(other)
         other.go("data:text/html,<title>elsewhere</title>")
         other.wait("document.title == 'elsewhere'")
         self.assertEqual(other.evaluate(read.format(self.url + "status")), "refused")
