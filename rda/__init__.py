@@ -11,6 +11,9 @@ The map::
 below it through the interfaces of :mod:`rda.interfaces`. What the words mean: a *link* is the SSH connection to one
 remote, a *forward* is one published port, a *mirror* is one bind mount's source, a *context* is all of that for one
 remote daemon.
+
+Beside all that, ``pages`` is what people and monitoring see of it below ``/_rda/``, ``command`` is the ``rda`` command
+that asks there, and ``doctor`` looks from outside at everything that rda needs.
 """
 
 __version__ = "0.1.0"

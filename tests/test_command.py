@@ -465,6 +465,19 @@ class TerminalTests(SynchronousTestCase):
         """Cells are aligned, rows of different lengths too."""
         self.assertEqual(columns([["a", "bb", "c"], ["aaa", "b"]], ""), ["a    bb  c", "aaa  b"])
 
+    def test_screen(self) -> None:
+        """A screen is drawn over the one before; what does not fit is cut off, but no colour is left on."""
+
+        class Screen(io.StringIO):
+            def isatty(self) -> bool:
+                return True
+
+        screen = Terminal(Screen(), io.StringIO(), True)
+        with mock.patch("shutil.get_terminal_size", return_value=os.terminal_size((5, 3))):
+            screen.screen([screen.style("123", "red") + "4567", "x", "y"])
+        red = "\x1b[31m123\x1b[0m45"
+        self.assertEqual(screen.out.getvalue(), f"\x1b[H{red}\x1b[K\nx\x1b[K\n\x1b[J")  # type: ignore[attr-defined]
+
     def test_colours_only_where_they_are_seen(self) -> None:
         """Nothing is coloured in a file, and on a terminal not when NO_COLOR is set or it is a dumb one."""
 

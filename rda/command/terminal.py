@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +13,8 @@ from typing import TextIO
 __all__ = ["Terminal", "bar", "columns", "plain", "sparkline"]
 
 _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+
+_COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")
 
 #: Eighths of a character cell, for bars and sparklines.
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -59,7 +62,7 @@ class Terminal:
             self.print(*lines, "")
             return
         room = shutil.get_terminal_size()
-        shown = [line if self.colours else line[: room.columns] for line in lines][: room.lines - 1]
+        shown = [_crop(line, room.columns) for line in lines][: room.lines - 1]
         # Home; each line to its end cleared behind it, so that nothing flickers; then everything below.
         self.out.write("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in shown) + "\x1b[J")
         self.out.flush()
@@ -67,6 +70,18 @@ class Terminal:
     def warn(self, message: str) -> None:
         """Say something that is not part of the output."""
         self.err.write(f"rda: {message}\n")
+
+
+def _crop(line: str, width: int) -> str:
+    """A line that takes no more columns than there are; its colours take none."""
+    left = width
+    parts = []
+    for part in _COLOUR.split(line):
+        if not part.startswith("\x1b["):
+            part = part[:left]
+            left -= len(part)
+        parts.append(part)
+    return "".join(parts)
 
 
 def plain(text: str) -> str:

@@ -253,7 +253,7 @@ function callsTable(calls, now) {
     const look = call.code === null ? "" : call.code < 400 ? "code-good" : "code-bad";
     return [
       [clock(call.began)],
-      [element("span", { class: "mono" }, `${call.method} ${call.path}`), "wide"],
+      [element("span", { class: "mono" }, `${call.method} ${call.path.replace(/[0-9a-f]{64}/g, (id) => id.slice(0, 12))}`), "wide"],
       [call.code === null ? "–" : element("span", { class: look }, String(call.code))],
       [call.seconds === null
         ? element("span", { class: "running" }, `${span(Math.max(0, Math.round(now - call.began)))} so far`)
