@@ -330,10 +330,24 @@ class OneWayTests(MirrorCase):
         self.assertNotIn(b"same.rda-conflict", contents(remote))
         (status,) = self.mirrors.status()
         self.assertEqual([conflict.subject for conflict in status.conflicts], ["other"])
+        self.flush()
+        self.assertEqual(len(self.mirrors.status()[0].conflicts), 1)
         os.unlink(self.path("same"))
         self.flush()
         self.assertNotIn(b"same", contents(remote))
         self.assertIn(b"cache/data", contents(remote))
+
+    def test_conflict_resolved(self) -> None:
+        """A conflict is not listed any more when somebody has dealt with the copy."""
+        remote = self.place()
+        self.flush()
+        write(os.path.join(remote, "other"), b"theirs")
+        write(self.path("other"), b"ours")
+        self.flush()
+        self.assertEqual(len(self.mirrors.status()[0].conflicts), 1)
+        os.unlink(os.path.join(remote, "other.rda-conflict"))
+        self.flush()
+        self.assertEqual(self.mirrors.status()[0].conflicts, ())
 
     def test_directory_with_foreign_file(self) -> None:
         """A directory that is gone here stays there while it holds something that was made there."""

@@ -20,7 +20,6 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from watchdog.observers.api import ObservedWatch
 
 from rda.errors import LinkDown, RdaError, SyncFailed, SyncHalted
 from rda.interfaces import IRemoteFiles, IRemoteHost
@@ -30,16 +29,18 @@ from rda.sync.apply import Apply, Outcome
 from rda.sync.bulk import Bulk, InThread
 from rda.sync.inside import PlainRoot
 from rda.sync.large import DELTA_FROM
+from rda.sync.local_watch import LocalWatch
 from rda.sync.manifest import Manifest
 from rda.sync.owner import DEFAULT_OWNER, OwnerChoice
+from rda.sync.problems import Problems
 from rda.sync.progress import Transfer
 from rda.sync.pull import Fetch
 from rda.sync.remote import RemoteTree, gather
 from rda.sync.remote_look import RemoteLook, RemoteView
 from rda.sync.remote_watch import RemoteWatch
 from rda.sync.scan import RootProblem, Scanner
-from rda.sync.tree import WHOLE, Kind, RemoteSnapshot, Scope, Snapshot, printable, within
-from rda.sync.watch import Hints, Watcher
+from rda.sync.tree import WHOLE, Kind, RemoteSnapshot, Scope, Snapshot
+from rda.sync.watch import Watcher
 from rda.words import progress
 
 #: Seconds before a pass or a path that failed is tried again; doubled each time up to the second number.
@@ -63,9 +64,6 @@ QUIET_THERE = 0.05
 
 #: Seconds after which a file that was read right after a change is looked at again.
 RACY_LOOK = 2.5
-
-#: Problems that the status lists; the rest is a number.
-PROBLEMS_SHOWN = 100
 
 
 @dataclass(frozen=True)
@@ -152,12 +150,9 @@ class Mirror:
         self._prepared: list[Deferred[None]] = []
         self._stopped = False
         self._live = False
-        self._watch: ObservedWatch | None = None
+        self._watch = LocalWatch(self._root, kind, tools.watcher, self._clock, tools.in_thread, self._event)
         self._view: RemoteView | None = None
         self._watch_there = RemoteWatch(tools.host, tools.watched, self._heard_there)
-        self._hints: Hints | None = None
-        self._watched: tuple[int, int] | None = None
-        self._unwatched = ""
         self._timers: dict[str, IDelayedCall] = {}
         self._retry = RETRY_FIRST
         self._owed = Scope()
@@ -167,9 +162,7 @@ class Mirror:
         self._state = "idle"
         self._reason = ""
         self._halted = ""
-        self._problems: dict[bytes, Problem] = {}
-        self._incomplete: set[bytes] = set()
-        self._conflicts: dict[bytes, Problem] = {}
+        self._problems = Problems()
         self._totals = (0, 0)
         self._last_change: float | None = None
         self._latency: float | None = None
@@ -224,7 +217,7 @@ class Mirror:
                 self.look(WHOLE)
             else:
                 self._cancel("net", "poll", "there")
-                self._unwatch()
+                self._watch.stop()
                 self._watch_there.stop()
                 self._note_use()
 
@@ -258,7 +251,7 @@ class Mirror:
         self._stopped = True
         self._live = False
         self._cancel(*self._timers)
-        self._unwatch()
+        self._watch.stop()
         self._watch_there.stop()
         waiters, self._waiters = self._waiters, []
         self._fail([*waiters, *self._take_prepared()], SyncFailed("rda is stopping"))
@@ -346,7 +339,7 @@ class Mirror:
         if self._transfer.files_total and noticed is not None:
             self._last_change = time.time()
             self._latency = self._clock.seconds() - noticed
-        if self._incomplete:
+        if self._problems.incomplete:
             self._again_later(WHOLE)  # the cause may be anywhere, rda's own directories on the remote included
         elif not self._owed:
             self._retry = RETRY_FIRST
@@ -359,10 +352,10 @@ class Mirror:
     def _next_look(self) -> tuple[str, float]:
         if self._mode != "one-way" and self._remote is not None:
             self._watch_there.start(self._remote.tree, self._remote.files)
-            if not self._unwatched and self._watch_there.active:
+            if not self._watch.refused and self._watch_there.active:
                 return "net", NET_THERE
             return "poll", POLL
-        return ("poll", POLL) if self._unwatched else ("net", NET)
+        return ("poll", POLL) if self._watch.refused else ("net", NET)
 
     def _heard_there(self) -> None:
         """Something may have changed on the remote; what is heard right after a look may be our own doing."""
@@ -372,9 +365,9 @@ class Mirror:
     def _answer(self, waiters: list[Deferred[None]]) -> None:
         if self._halted:
             self._fail(waiters, SyncHalted(f"{self.source}: {self._halted}"))
-        elif self._incomplete:
-            listed = [(path, self._problems[path].message) for path in sorted(self._incomplete)]
-            self._fail(waiters, SyncFailed(f"{self.source} is not complete on the remote host: {plan.summary(listed)}"))
+        elif self._problems.incomplete:
+            reason = f"{self.source} is not complete on the remote host: {self._problems.summary()}"
+            self._fail(waiters, SyncFailed(reason))
         else:
             for waiter in waiters:
                 waiter.callback(None)
@@ -430,15 +423,17 @@ class Mirror:
             snapshot = await self._scan(again, manifest)
             outcome = await self._carry_out(snapshot, manifest, remote)
         for path in outcome.again:
-            self._problem(path, "keeps changing while it is read; it is sent again when it is quiet", fatal=False)
+            self._problems.add(path, "keeps changing while it is read; it is sent again when it is quiet")
         if outcome.again:
             self._again_later(Scope(paths=frozenset(outcome.again)))
+        if b"" in snapshot.scope.trees:
+            self._problems.resolved(await remote.missing(self._problems.copies()))
         self._totals = manifest.totals()
         await self._marked
         remote.keep_spare()
 
     async def _looked(self, scope: Scope, manifest: Manifest) -> Snapshot:
-        if self._live and (b"" in scope.trees or b"" in scope.paths) and await self._ensure_watch():
+        if self._live and (b"" in scope.trees or b"" in scope.paths) and await self._watch.ensure():
             scope = WHOLE
         if b"" in scope.trees:  # it begins only now: it serves all that have asked for one since the pass began
             self._served += self._waiters
@@ -540,9 +535,9 @@ class Mirror:
                 back = both.plan_two_way(manifest.entries, snapshot, there, suspects, manifest.intended, touched)
                 todo = back.push
         todo = self._held_back(todo, back, snapshot, manifest)
-        self._take_stock(snapshot)
+        self._problems.take_stock(snapshot)
         for path, message in there.unknown.items():
-            self._problem(path, f"{message} on the remote host", fatal=False)
+            self._problems.add(path, f"{message} on the remote host")
         self._count(todo, back)
         ours = {path for path, _ in todo.new_entries()}
         if view is not None:
@@ -554,12 +549,12 @@ class Mirror:
             tools = self._tools
             apply = Apply(self._root, remote, manifest, tools.in_thread, self._transfer, tools.bulk)
             outcome = await apply.run(todo)
-            self._note(outcome)
+            self._problems.note(outcome)
         outcome.again |= again
         if self._ownership:
             ours |= await self._give(manifest, remote, ours | {path for path, _ in todo.adjust})
         if view is not None:
-            view.keep(there, ours, {*again, *self._problems})
+            view.keep(there, ours, {*again, *self._problems.paths()})
         return outcome
 
     async def _give(self, manifest: Manifest, remote: RemoteTree, paths: set[bytes]) -> set[bytes]:
@@ -568,7 +563,7 @@ class Mirror:
         things = {path: manifest.entries[path] for path in chosen if path in manifest.entries}
         problems = await owner.give(self._ownership, self._root, remote, things, self._tools.in_thread)
         for path, message in problems.items():
-            self._problem(path, message, fatal=False)
+            self._problems.add(path, message)
         if not problems:
             self._given = remote
         return set(things)
@@ -606,46 +601,16 @@ class Mirror:
         fetch = Fetch(self._root, remote, manifest, self._tools.in_thread, self._transfer)
         await fetch.run(back.pull)
         for path, message in fetch.problems.items():
-            self._problem(path, message, fatal=False)
+            self._problems.add(path, message)
         return fetch.again
-
-    def _note(self, outcome: Outcome) -> None:
-        for path, (message, fatal) in outcome.problems.items():
-            self._problem(path, message, fatal)
-        for path, copy in outcome.conflicts.items():
-            self._conflicts[path] = Problem(
-                printable(path),
-                f"something that was made on the remote host was in the way; it is kept as {printable(copy)}",
-                time.time(),
-            )
-
-    # -- problems
-
-    def _problem(self, path: bytes, message: str, fatal: bool) -> None:
-        old = self._problems.get(path)
-        since = old.since if old is not None else time.time()
-        self._problems[path] = Problem(printable(path), message, since)
-        if fatal:
-            self._incomplete.add(path)
-
-    def _take_stock(self, snapshot: Snapshot) -> None:
-        """What is in scope is about to be tried again: forget its problems, and note those of the look itself."""
-        scope = snapshot.scope
-        for path in list(self._problems):
-            if path in scope.paths or path in snapshot.entries or within(path, scope.trees):
-                del self._problems[path]
-                self._incomplete.discard(path)
-        for group in (snapshot.unknown, snapshot.skipped):
-            for path, message in group.items():
-                self._problem(path, message, fatal=False)
 
     def status(self, containers: Iterable[str] = ()) -> MirrorStatus:
         """What the mirror is doing."""
-        problems = list(self._problems.values())[:PROBLEMS_SHOWN]
+        problems, hidden = self._problems.shown(), len(self._problems) - len(self._problems.shown())
         if self._halted or self._reason:
             problems.insert(0, Problem(self.source, self._halted or self._reason))
-        if self._unwatched:
-            problems.insert(0, Problem(self.source, self._unwatched))
+        if self._watch.refused:
+            problems.insert(0, Problem(self.source, self._watch.refused))
         files, size = self._totals
         transfer, applying = self._transfer, self._state == "applying"
         return MirrorStatus(
@@ -665,49 +630,15 @@ class Mirror:
             problems=tuple(problems),
             rate=transfer.rate() if applying else 0.0,
             time_left=transfer.time_left() if applying else None,
-            problems_total=len(problems) - min(len(self._problems), PROBLEMS_SHOWN) + len(self._problems),
-            conflicts=tuple(self._conflicts.values())[:PROBLEMS_SHOWN],
+            problems_total=len(problems) + hidden,
+            conflicts=self._problems.conflicts(),
         )
 
     # -- watching and timers
 
-    async def _ensure_watch(self) -> bool:
-        """Watch before the tree is scanned: what changes in between is seen by one of the two.
-
-        :return: whether the watch is a new one: the first, or because the root is another directory than before.
-        """
-        real, identity = await self._tools.in_thread(_identity, self._root, self.kind)
-        if self._watch is not None and identity == self._watched:
-            return False
-        self._unwatch()
-        self._watched = identity
-        only = os.path.basename(real) if self.kind == Kind.FILE else None
-        top = os.path.dirname(real) if self.kind == Kind.FILE else real
-        hints = Hints(self._tools.reactor, top, only, self._event)
-        result = await self._tools.in_thread(self._tools.watcher.watch, top, only, hints)
-        if isinstance(result, str):
-            self._unwatched = result
-            hints.stop()
-            return True
-        self._unwatched = ""
-        self._watch, self._hints = result, hints
-        if not self._live:
-            self._unwatch()
-        return True
-
     def _event(self, scope: Scope) -> None:
         if self._live:
             self.look(scope)
-
-    def _unwatch(self) -> None:
-        watch, self._watch = self._watch, None
-        if self._hints is not None:
-            self._hints.stop()
-            self._hints = None
-        if watch is not None:
-            self._tools.in_thread(self._tools.watcher.unwatch, watch).addErrback(
-                lambda failure: self._log.failure("cannot stop watching {source}", failure=failure, source=self.source)
-            )
 
     def _again_later(self, scope: Scope) -> None:
         """Try this again when the time for trying again has come; passes in between do not put it off."""
@@ -742,16 +673,6 @@ def _both(one: Scope, other: Scope) -> Scope:
     if b"" in one.trees or b"" in other.trees:
         return WHOLE
     return Scope(one.paths | other.paths, one.trees | other.trees)
-
-
-def _identity(root: bytes, kind: Kind) -> tuple[bytes, tuple[int, int] | None]:
-    """Where the root really is, and which directory it is (for a file: the one that holds it)."""
-    real = os.path.realpath(root)
-    try:
-        found = os.stat(os.path.dirname(real) if kind == Kind.FILE else real)
-    except OSError:
-        return real, None
-    return real, (found.st_dev, found.st_ino)
 
 
 def _mode_of(root: bytes) -> int:

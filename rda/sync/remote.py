@@ -294,6 +294,17 @@ class RemoteTree:
         await each(asked, OPERATIONS_AT_ONCE, look)
         return reasons
 
+    async def missing(self, paths: Iterable[bytes]) -> set[bytes]:
+        """Which of these are not there."""
+        gone: set[bytes] = set()
+
+        async def look(path: bytes) -> None:
+            if await self._look(self.full(path)) is None:
+                gone.add(path)
+
+        await each(paths, OPERATIONS_AT_ONCE, look)
+        return gone
+
     async def judge(self, doubtful: Mapping[bytes, Entry]) -> tuple[list[tuple[bytes, Entry]], list[bytes]]:
         """Look at what an interrupted pass was about to make: which of it is there and ours, and which is not?"""
         ours: list[tuple[bytes, Entry]] = []
