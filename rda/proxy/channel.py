@@ -148,9 +148,10 @@ class DockerChannel(HTTPChannel):
         if refusal is not None:
             self.transport.write(error_answer(refusal))
             self.linger()
-        elif self.visitor.hopeless:
+            return
+        if self.visitor.hopeless:
             self.MAX_LENGTH = self.totalHeadersSize = min(limits.head, limits.refused_head)
-        if refusal is None and not self.visitor.known:
+        if not self.visitor.known:
             self._wait(limits.head_seconds, self.loseConnection)
 
     def getHost(self) -> Any:
