@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import stat
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
 from rda.agent import Agent, identity, settled, summary
@@ -19,6 +22,8 @@ from rda.config import Config, Context, Remote
 from rda.errors import ConfigError, RdaError
 from rda.listeners import private_directory
 from rda.record import RecordedContext
+from rda.ssh.link import Link
+from rda.ssh.shared import Links
 from rda.status import ContextStatus, LinkStatus, Problem
 
 
@@ -271,3 +276,59 @@ class ReloadTests(SynchronousTestCase):
         self.agent.made[1].stopped = fail(ZeroDivisionError())
         self.assertEqual(self.reload(self.config("a", "c")), ["stop b", "start c"])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+
+class MemoryReactor(MemoryReactorClock):
+    """A reactor whose threads are no threads."""
+
+    def callInThread(self, call: Callable[..., object], *args: object, **kw: object) -> None:
+        call(*args, **kw)
+
+    callFromThread = callInThread
+
+
+class LeakTests(SynchronousTestCase):
+    """The real parts of contexts, on hosts that never answer."""
+
+    def setUp(self) -> None:
+        self.reactor = MemoryReactor()
+        self.state = self.mktemp()
+        self.wanted = self.config("stays")
+        self.agent = Agent(self.reactor, self.wanted, lambda: self.wanted, lambda line: None, self.fail)
+        self.agent.links = Links(lambda remote, docker: Link(self.reactor, remote, docker, find_target=Deferred))
+        if self.agent.machine.table is not None:
+            self.addCleanup(self.agent.machine.table.close)
+        self.agent.startService()
+
+    def config(self, *names: str) -> Config:
+        listen = "tcp:{}:interface=127.0.0.1"
+        made = [Context(name, Remote(name), (listen.format(n),)) for n, name in enumerate(names, 1000)]
+        return Config(tuple(made), self.state)
+
+    def reload(self, *names: str) -> None:
+        self.wanted = self.config(*names)
+        self.agent.reload()
+        for _ in range(30):
+            self.reactor.advance(1)
+
+    def test_nothing_is_left_of_a_context(self) -> None:
+        """Twenty contexts come and go, and leave no object, timer or listener; the one that stays is never touched."""
+        (stays,) = list(self.agent)
+        timers = len(self.reactor.getDelayedCalls())
+        seen = []
+        for n in range(20):
+            self.reload("stays", f"x{n}")
+            (other,) = set(self.agent) - {stays}
+            seen.append(weakref.ref(other))
+        self.reload("stays")
+        del other
+        self.assertEqual(list(self.agent), [stays])
+        self.assertEqual(len(self.reactor.getDelayedCalls()), timers)
+        self.reactor.tcpServers.clear()  # it remembers what has been closed too
+        gc.collect()
+        self.assertEqual([one for one in (ref() for ref in seen) if one is not None], [])
+        self.assertEqual(len(self.agent.links), 1)
+        stopped = self.agent.stopService()
+        self.reactor.advance(30)
+        self.successResultOf(stopped)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])

@@ -212,10 +212,10 @@ class Reload(Configured):
 
     TIMES = 20
 
-    def table(self, name: str, port: int) -> str:
-        """A context to the same host, by another login than the first one's."""
+    def table(self, name: str, port: int, own_link: bool = True) -> str:
+        """A context to the same host, by a login of its own or by the first context's."""
         options = f'remote = "{self.target}"\nlisten = "tcp:{port}:interface=127.0.0.1"\nsync_root = ".rda-{name}"\n'
-        return f"[context.{name}]\n{options}compression = true\n"
+        return f"[context.{name}]\n{options}compression = {str(own_link).lower()}\n"
 
     def reload(self, rda: Rda, text: str) -> None:
         """Have a configuration read."""
@@ -271,7 +271,7 @@ class Reload(Configured):
         self.addCleanup(done.set)
         for n in range(self.TIMES):
             seen = asked[0]
-            self.reload(rda, self.table(f"other{n}", other) if n % 2 == 0 else "")
+            self.reload(rda, self.table(f"other{n}", other, own_link=n % 8 < 4) if n % 2 == 0 else "")
             if n % 4 == 0:  # another time it is gone before its link is there
                 self.eventually(lambda: fetch(other, "_ping") == "OK", "the other context works", 20)
             self.eventually(lambda: asked[0] > seen, "the load goes on", 30)  # noqa: B023 (called at once)
