@@ -263,6 +263,10 @@ class PlaceTests(CommandCase):
         self.environ["DOCKER_HOST"] = self.serve_all({"GET status": (200, status() | {"contexts": contexts})})
         self.assertEqual(self.run_command("pause", "--context", "gpu"), (OK, "", ""))
         self.assertEqual(self.requests, [("POST pause", {"path": None})])
+        for name, shown in (("gpu", "gpu: me@host"), ("default", "default: me@host")):
+            out = self.run_command("status", "--context", name)[1]
+            self.assertEqual((out.count("me@host"), shown in out), (1, True))
+        self.assertEqual(self.run_command("status", "--context", "cpu")[0], USAGE)
         code, _, err = self.run_command("--context", "cpu", "pause")
         self.assertEqual(code, USAGE)
         self.assertIn("there are: default, gpu", err)
@@ -283,9 +287,9 @@ class ControlTests(CommandCase):
 
     def test_refused(self) -> None:
         """What the agent refuses is printed as it says it, with an exit code of its own."""
-        refusal = (400, {"message": "rda: /x is not mirrored"})
+        refusal = (400, {"message": "rda: /x\x1b is not mirrored"})
         self.environ["DOCKER_HOST"] = self.serve_all({"GET status": (200, status()), "POST flush": refusal})
-        self.assertEqual(self.run_command("flush", "/x"), (Exit.REFUSED, "", "rda: /x is not mirrored\n"))
+        self.assertEqual(self.run_command("flush", "/x"), (Exit.REFUSED, "", "rda: /x\\x1b is not mirrored\n"))
 
     def test_confirm_needs_a_path(self) -> None:
         """What is confirmed has to be named."""

@@ -91,7 +91,7 @@ def _agent(options: argparse.Namespace) -> tuple[Mapping[str, Any] | None, str, 
         agent = find_agent(options.host)
         return agent.status(), agent.host, ""
     except Unreachable as error:
-        return None, "", str(error)
+        return None, "", "; ".join(line.strip() for line in str(error).splitlines())
 
 
 def _state_dir(options: argparse.Namespace) -> Path:

@@ -21,7 +21,7 @@ from rda.command.base import CommandError, Exit, Unreachable
 from rda.config import DEFAULT_CONTEXT
 from rda.record import read_record
 
-__all__ = ["DEFAULT_HOST", "Agent", "Place", "find_agent", "places", "state_directory"]
+__all__ = ["DEFAULT_HOST", "Agent", "Place", "find_agent", "no_context", "places", "state_directory"]
 
 #: Where the agent listens when nothing is said.
 DEFAULT_HOST = "tcp://localhost:23750"
@@ -225,12 +225,16 @@ def _of_context(agent: Agent, status: Mapping[str, Any], name: str) -> Agent:
         if context["name"] == name:
             for host in _reachable(context["listeners"]):
                 return Agent(host, agent.environ)
-            error = CommandError(f"context {name} listens nowhere; see rda status")
-            raise error
+            raise CommandError(f"context {name} listens nowhere; see rda status")
+    raise no_context(status, name)
+
+
+def no_context(status: Mapping[str, Any], name: str) -> CommandError:
+    """What to raise when an agent has no context of a name."""
     names = ", ".join(context["name"] for context in status["contexts"])
     error = CommandError(f"there is no context {name} here; there are: {names or DEFAULT_CONTEXT}")
     error.code = Exit.USAGE
-    raise error
+    return error
 
 
 def _reachable(listeners: Sequence[str]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 from rda.command.base import Command, Exit, Unreachable
-from rda.command.endpoint import Agent, find_agent
+from rda.command.endpoint import Agent, find_agent, no_context
 from rda.command.events import events
 from rda.command.lists import complaint, forward_lines, mirror_lines
 from rda.command.terminal import Terminal, plain, sparkline
@@ -110,7 +110,7 @@ def _run(options: argparse.Namespace, terminal: Terminal) -> int:
     agent = find_agent(options.host)
     if options.watch:
         _watch(agent, options, terminal)
-    status = agent.status()
+    status = _only(agent.status(), options.context)
     if options.json:
         terminal.print(json.dumps(status, indent=2, ensure_ascii=False))
     else:
@@ -118,12 +118,25 @@ def _run(options: argparse.Namespace, terminal: Terminal) -> int:
     return Exit.OK if is_well(status) else Exit.TROUBLE
 
 
+def _only(status: dict[str, Any], name: str | None) -> dict[str, Any]:
+    """The status of one context, if one is asked for.
+
+    :raises CommandError: there is none of that name.
+    """
+    if name is None:
+        return status
+    found = [context for context in status["contexts"] if context["name"] == name]
+    if not found:
+        raise no_context(status, name)
+    return {**status, "contexts": found}
+
+
 def _watch(agent: Agent, options: argparse.Namespace, terminal: Terminal) -> NoReturn:
     """Show the status whenever it changes, also after the agent was restarted, until Ctrl-C."""
     while True:
         try:
             for status in events(agent, "events"):
-                terminal.screen(describe(status, terminal, time.time()))
+                terminal.screen(describe(_only(status, options.context), terminal, time.time()))
         except Unreachable as error:
             terminal.screen([str(error), "", f"looking again every {AGAIN_SECONDS:.0f} s; Ctrl-C ends this"])
         time.sleep(AGAIN_SECONDS)

@@ -68,8 +68,8 @@ class Terminal:
         self.out.flush()
 
     def warn(self, message: str) -> None:
-        """Say something that is not part of the output."""
-        self.err.write(f"rda: {message}\n")
+        """Say something that is not part of the output, and may have been said elsewhere."""
+        self.err.write("rda: " + "\n".join(map(plain, message.splitlines())) + "\n")
 
 
 def _crop(line: str, width: int) -> str:
