@@ -238,7 +238,11 @@ class ClientTransport(PacketTransport):
             compression = self.algorithms is not None and self.algorithms.compression != "none"
             self._writer.compressed(compression)
             self._reader.compressed(compression)
-        super().setService(service)
+        if self.service is not None:
+            self.service.serviceStopped()
+        self.service = service
+        service.transport = self
+        service.serviceStarted()
         if starts and not self._is_ready:
             self._is_ready = True
             self._stop_timer("handshake")
