@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred
@@ -26,7 +26,6 @@ from rda.docker.document import object_of
 from rda.docker.endpoints import JUDGED, canonical_body, claims_of
 from rda.docker.labels import check_labels
 from rda.docker.passing import changes, check_head, named_by_id, with_real_sources
-from rda.docker.request import find_request, labels_of
 from rda.docker.routes import Call, Note, Outgoing, RequestBody
 from rda.docker.sources import Sorted, Sources
 from rda.errors import NotFound, Refused
@@ -34,13 +33,14 @@ from rda.interfaces import ICallRewriter, IGate
 from rda.ownership import Ownership
 from rda.policy import LIMITS, Facts, Policy, judge, refused
 from rda.policy_config import Access
+from rda.quotas import Quotas
 
 __all__ = ["Gate"]
 
 _Document = dict[str, object]
 
-#: Files that are looked at to see how large a bind source is, before it is called too large.
-MAX_FILES_COUNTED = 1_000_000
+#: Users whose policies are kept made up.
+REMEMBERED_USERS = 256
 
 #: What of the answers of /volumes and /system/df is the caller's once it has been looked through, or everybody's.
 _LISTED = frozenset(("LayersSize", "Images", "Containers", "Volumes", "BuildCache", "BuilderSize", "Warnings"))
@@ -93,14 +93,13 @@ class Gate:
         self._audit = audit
         self._inner = inner
         self._access = access
+        self._policy_of = lru_cache(REMEMBERED_USERS)(access.policy_of)
         self._api = api
         self._ownership = ownership
         self._sources = sources
         self._in_thread = in_thread
         self._sockets = sockets
-        self._reserved: Counter[tuple[str, str]] = Counter()  # user and key of a limit -> what is being made
-        self._released: Counter[tuple[str, str]] = Counter()  # what is not any more, since somebody began to count
-        self._counting = 0
+        self._quotas = Quotas(api, ownership.owner, ownership.has, in_thread)
 
     # IGate
 
@@ -162,7 +161,7 @@ class Gate:
     def aborted(self, call: Call, sent: Outgoing) -> None:
         """Undo what was reserved."""
         passed = cast("_Passed", sent.memo)
-        self._release(call, passed.reserved)
+        self._quotas.release(call.caller.user, passed.reserved)
         self._inner.aborted(passed.call, passed.inner)
 
     # Outward.
@@ -170,6 +169,13 @@ class Gate:
     async def _outgoing(self, call: Call, body: _Document | None) -> Outgoing:
         if self._audit is not None and changes(call):
             self._audit.check()
+        try:
+            return await self._let_through(call, body)
+        except NotFound:  # nothing here is not found but what is not the caller's
+            self._note_rules(call, ("owner_filter",))
+            raise
+
+    async def _let_through(self, call: Call, body: _Document | None) -> Outgoing:
         is_document = call.route.body is RequestBody.DOCUMENT
         if not self._access:
             return await self._unjudged(call, body)
@@ -188,12 +194,12 @@ class Gate:
         facts = replace(facts, remote=(*facts.remote, *owned.bound_paths(there)))
         self._judge(call, facts, claims)
         document = with_real_sources(changed, document, found, reals)
-        reserved = self._reserve(call, facts)
+        reserved = self._quotas.reserve(call.caller.user, facts)
         try:
             volumes = await self._take_volumes(changed, document)
             inner = await self._inner.outgoing(changed, document if is_document else None)
         except BaseException:
-            self._release(call, reserved)
+            self._quotas.release(call.caller.user, reserved)
             raise
         if call.note is not None:
             call.note.allowed = True
@@ -223,12 +229,15 @@ class Gate:
         return owned.mount_volumes(body, marks) if call.route.name == "container create" else body
 
     def _judge(self, call: Call, facts: Facts, claims: Iterable[Claim]) -> None:
-        policy = self._access.policy_of(call.caller.user)
+        policy = self._policy_of(call.caller.user)
         refusals = judge(facts, claims, policy) if policy is not None else ()
         if policy is not None and refusals:
-            if call.note is not None:
-                call.note.rules = tuple(dict.fromkeys(refusal.rule for refusal in refusals))
+            self._note_rules(call, dict.fromkeys(refusal.rule for refusal in refusals))
             raise refused(refusals, policy.scope)
+
+    def _note_rules(self, call: Call, rules: Iterable[str]) -> None:
+        if call.note is not None:
+            call.note.rules = tuple(rules)
 
     # What a call is about.
 
@@ -240,8 +249,10 @@ class Gate:
             return call
         user, name, group = call.caller.user, call.route.name, call.route.name.partition(" ")[0]
         if not user:
+            self._note_rules(call, ("owner_filter",))
             raise Refused("owner_filter needs to know who calls, and this listener does not ask: see its configuration")
         if group in ("unknown", "swarm", "node", "service", "task", "secret", "config"):
+            self._note_rules(call, ("owner_filter",))
             raise Refused(f"{call.path} cannot be told apart by owner (rule owner_filter)")
         if name in ("container list", "container prune", "volume prune", "network prune"):
             return replace(call, query=owned.only_labelled(call.query, self._ownership.owner, user))
@@ -279,7 +290,7 @@ class Gate:
         :return: for each that rda has not made of a source that was judged then, the document that makes the like.
         """
         found: list[_Document] = []
-        if call.route.name != "container create" or self._access.policy_of(call.caller.user) is None:
+        if call.route.name != "container create" or self._policy_of(call.caller.user) is None:
             return found
         for name in owned.named_volumes(document):
             volume = await self._api.inspect_volume(name)
@@ -360,7 +371,7 @@ class Gate:
         foreign: frozenset[str],
     ) -> Facts:
         """Gather what a policy asks about beside what stands in the request."""
-        policy = self._access.policy_of(call.caller.user)
+        policy = self._policy_of(call.caller.user)
         ports = rewrite.wanted(document).ports if call.route.name == "container create" else ()
         facts = Facts(
             method=call.method.decode("ascii", "replace"),
@@ -377,7 +388,7 @@ class Gate:
         facts = replace(facts, images=await self._image_names(claims, policy))
         if call.route.name != "container create" or not any(policy.limits.get(key) for key in LIMITS):
             return facts
-        return await self._with_quotas(call, facts, policy)
+        return await self._quotas.count(call.caller.user, facts, policy)
 
     async def _image_names(self, claims: Sequence[Claim], policy: Policy) -> dict[str, tuple[str, ...]]:
         """Find all names of the images that a new container is made from, where names matter."""
@@ -391,52 +402,12 @@ class Gate:
                     names[claim.value] = (*(image.get("RepoTags") or ()), *(image.get("RepoDigests") or ()))
         return names
 
-    async def _with_quotas(self, call: Call, facts: Facts, policy: Policy) -> Facts:
-        """Count what the caller has, and what this container would add.
-
-        What is made while the daemon is asked may be missing in its answer: it stays reserved until that is there.
-        """
-        user = call.caller.user
-        marks = owned.marked(self._ownership.owner, user)
-        self._counting += 1
-        try:
-            listed = await self._api.list_containers([f"{name}={value}" for name, value in marks.items()])
-            mine = [one for one in listed if self._ownership.has(one, user)]
-            requests = [request for one in mine if (request := find_request(labels_of(one))) is not None]
-            used = {"max_containers": len(mine), "max_forwards": sum(len(request.ports) for request in requests)}
-            wanted = {"max_containers": 1, "max_forwards": len(facts.ports)}
-            if most := policy.limits.get("max_sync_bytes", 0):
-                there = {source for request in requests for source in request.sources}
-                new = sorted({real for _, real in facts.local} - there)
-                used["max_sync_bytes"] = await self._in_thread(_size_of_all, sorted(there), most) if new else 0
-                wanted["max_sync_bytes"] = await self._in_thread(_size_of_all, new, most)
-            used = {key: count + self._reserved[user, key] for key, count in used.items()}
-        finally:
-            self._counting -= 1
-            if not self._counting:
-                self._reserved.subtract(self._released)
-                self._released.clear()
-        return replace(facts, used=used, wanted=wanted)
-
-    def _reserve(self, call: Call, facts: Facts) -> dict[str, int]:
-        """Count what is about to be made, so that creates at the same time do not each see room for themselves."""
-        for key, count in facts.wanted.items():
-            self._reserved[call.caller.user, key] += count
-        return dict(facts.wanted)
-
-    def _release(self, call: Call, reserved: Mapping[str, int]) -> None:
-        given_back = {(call.caller.user, key): count for key, count in reserved.items()}
-        if self._counting:
-            self._released.update(given_back)
-        else:
-            self._reserved.subtract(given_back)
-
     # Inward.
 
     async def _answered(self, sent: Outgoing, status: int, body: Any) -> Any:
         passed = cast("_Passed", sent.memo)
         call = passed.call
-        self._release(call, passed.reserved)
+        self._quotas.release(call.caller.user, passed.reserved)
         if call.route.name == "container create" and status == 201 and isinstance(body, dict):
             self._noted(call, str(body.get("Id", "")))
         if not self._access.owner_filter:
@@ -491,24 +462,3 @@ def _network_labels_hidden(call: Call, status: int, body: Any) -> Any:
     if status == 200 and call.route.name == "network list" and isinstance(body, list):
         return [owned.inward_network(one) for one in body]
     return body
-
-
-def _size_of_all(paths: Sequence[str], most: int) -> int:
-    """Add up the bytes of the files at and below some paths, until they are more than ``most``. Blocking."""
-    total = files = 0
-    pending = list(paths)
-    while pending and total <= most and files < MAX_FILES_COUNTED:
-        path = pending.pop()
-        try:
-            with os.scandir(path) as listing:
-                for item in listing:
-                    files += 1
-                    if item.is_dir(follow_symlinks=False):
-                        pending.append(item.path)
-                    elif item.is_file(follow_symlinks=False):
-                        total += item.stat(follow_symlinks=False).st_size
-        except NotADirectoryError:
-            total += os.stat(path).st_size
-        except OSError:
-            continue
-    return total if files < MAX_FILES_COUNTED else most + 1

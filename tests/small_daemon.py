@@ -43,6 +43,7 @@ class SmallDaemon(Resource):
 
     :ivar seen: every (method, path, query, body) that came, rda's own calls too.
     :ivar heads: the header fields of each of them.
+    :ivar errors: method and path -> the message with which it refuses them.
     :ivar containers: id -> inspect document; likewise the others.
     """
 
@@ -51,6 +52,7 @@ class SmallDaemon(Resource):
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[tuple[str, str, dict[str, list[str]], bytes]] = []
+        self.errors: dict[tuple[str, str], str] = {}
         self.heads: list[dict[str, list[str]]] = []
         self.containers: dict[str, dict[str, Any]] = {}
         self.execs: dict[str, dict[str, Any]] = {}
@@ -100,6 +102,8 @@ class SmallDaemon(Resource):
 
     def answer(self, method: str, path: str, query: dict[str, list[str]], body: bytes) -> tuple[int, Any]:
         """Answer one call: (status, JSON value)."""
+        if (method, path) in self.errors:
+            return 409, {"message": self.errors[method, path]}
         if (method, path) == ("POST", "/containers/create"):
             return self._create(query, json.loads(body))
         if (method, path) == ("POST", "/volumes/create"):

@@ -283,6 +283,24 @@ class CallTests(GateCase):
         self.assertEqual({field.name for field in fields(Record)}, set(names.split()))
 
 
+class OwnerTests(GateCase):
+    access = {"owner_filter": True}
+
+    def build(self, **table: Any) -> None:
+        self.audit = self.kept = _Kept()
+        super().build(**table)
+
+    def test_others(self) -> None:
+        """A call for what is another's is noted as refused by the filter; one's own with the container's id."""
+        id_ = self.create("ann", "web")
+        self.ask("POST", "/containers/web/stop", user="bob")
+        self.ask("POST", "/swarm/init", user="bob")
+        self.ask("POST", "/containers/web/stop", user="ann")
+        noted = [(one.user, one.decision, one.rules, one.container) for one in self.kept.records[1:]]
+        refused = ("bob", "refused", ("owner_filter",), "")
+        self.assertEqual(noted, [refused, refused, ("ann", "allowed", (), id_)])
+
+
 class OnlyAuditTests(CallTests):
     """Without a policy, calls are noted and nothing else is different."""
 

@@ -16,7 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("agent", "doctor"),
     ("gate",),
     ("containers",),
-    ("ownership",),
+    ("ownership", "quotas"),
     ("reconciler",),
     ("api", "audit", "forwards", "exposed", "splice", "udp", "sync", "proxy", "ssh", "pages"),
     ("record", "reload", "waiting", "words"),

@@ -322,6 +322,15 @@ class ListTests(OwnerCase):
         self.assertEqual(status, 409)
         self.assertNotIn(self.hers, body["message"])
 
+    def test_conflicts_of_others(self) -> None:
+        """Nor do the errors of a rename, or of the removal of an image, tell ids."""
+        message = f'Conflict. "/web" is in use by container "{self.hers}", container {self.hers[:12]} uses its image'
+        for method, path in (("POST", f"/containers/{self.his}/rename"), ("DELETE", "/images/busybox")):
+            self.daemon.errors[method, path] = message
+            status, body = self.ask(method, f"{path}?name=web", user="bob")
+            self.assertEqual(status, 409)
+            self.assertNotIn(self.hers[:12], body["message"])
+
     def test_new_volumes_are_the_makers(self) -> None:
         """Volumes that a create names are made as the caller's, and others' stay theirs."""
         self.create("bob", "second", HostConfig={"Binds": ["fresh:/x"], "Mounts": [

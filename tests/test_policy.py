@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from rda.docker import routes
 from rda.docker.claims import Claim, Kind
-from rda.docker.endpoints import JUDGED, canonical_body, claims_of
+from rda.docker.endpoints import ENDPOINTS, JUDGED, canonical_body, claims_of
 from rda.docker.ports import Published
 from rda.docker.rewrite import canonical_create
 from rda.errors import BadRequest, ConfigError
@@ -299,6 +299,14 @@ class EndpointTests(SynchronousTestCase):
         self.assertEqual(rules_for("PATCH", "/containers/x"), ["unknown_endpoints"])
         self.assertEqual(rules_for("GET", "/new/thing"), [])
         self.assertEqual(rules_for("POST", "/new/thing", policy=policy(unknown_endpoints=["POST /new/**"])), [])
+
+    def test_every_endpoint_once(self) -> None:
+        """The table of all endpoints has each once, under the name that the shorter table has for it."""
+        keys = [(route.method, route.pattern) for route in ENDPOINTS]
+        self.assertEqual(len(keys), len(set(keys)))
+        names = {(route.method, route.pattern): route.name for route in ENDPOINTS}
+        for route in routes.ROUTES:
+            self.assertEqual(names[route.method, route.pattern], route.name)
 
     def test_whole_groups(self) -> None:
         """Plugins, swarm, BuildKit's API and checkpoints are refused whole."""

@@ -65,6 +65,7 @@ container export      | GET /containers/{ref}/export |
 container stats       | GET /containers/{ref}/stats |
 container resize      | POST /containers/{ref}/resize |
 container update      | POST /containers/{ref}/update | document
+container rename      | POST /containers/{ref}/rename | shown
 container pause       | POST /containers/{ref}/pause |
 container unpause     | POST /containers/{ref}/unpause |
 container wait        | POST /containers/{ref}/wait |
@@ -86,7 +87,7 @@ image history         | GET /images/{ref}/history |
 image save            | GET /images/{ref}/get |
 image push            | POST /images/{ref}/push |
 image tag             | POST /images/{ref}/tag |
-image remove          | DELETE /images/{ref} |
+image remove          | DELETE /images/{ref} | shown
 distribution inspect  | GET /distribution/{ref}/json |
 build prune           | POST /build/prune |
 build cancel          | POST /build/cancel |
@@ -149,9 +150,8 @@ def _merged(route: Route) -> Route:
     """Put what is said here of an endpoint together with what ROUTES says of it."""
     listed = _LISTED.pop((route.method, route.pattern), route)
     body = route.body if listed.body is RequestBody.STREAM else listed.body
-    return replace(
-        listed, body=body, answer=route.answer if listed.answer is Answer.STREAM else listed.answer, asks=True
-    )
+    answer = route.answer if Answer.DOCUMENT is route.answer or listed.answer is Answer.STREAM else listed.answer
+    return replace(listed, body=body, answer=answer, asks=True)
 
 
 #: The whole API. Every route asks. (checkpoint remove comes before container remove, whose reference spans slashes.)
