@@ -221,7 +221,8 @@ class LimitTests(RelayCase):
         refused = [self.client(), self.client()]
         for client in refused:
             self.assert_error(client, 503, "3 connections")
-        self.assertIsNone(self.site.buildProtocol(None))
+        self.assertEqual(self.client().received, b"")
+        self.assertIsNotNone(self.clients[-1].lost)
         self.advance(self.limits.linger_seconds)
         clients[0].transport.loseConnection()
         self.pump()
@@ -311,11 +312,53 @@ class UnwelcomeTests(RelayCase):
     def test_few_at_a_time(self) -> None:
         """Only a few of them are listened to at a time."""
         waiting = [self.client(), self.client()]
-        self.assertIsNone(self.site.buildProtocol(None))
+        third = self.client(GET)
+        self.assertEqual((third.received, third.lost is None), (b"", False))
         for client in waiting:
             client.transport.abortConnection()
         self.pump()
-        self.assertIsNotNone(self.site.buildProtocol(None))
+        self.assert_error(self.client(GET), 403)
+
+
+class SomeUnwelcomeTests(RelayCase):
+    """Half of those who come are not welcome, and others have yet to say who they are."""
+
+    limits = replace(Limits(), refusals=1, connections=4)
+
+    def setUp(self) -> None:
+        self.next: Visitor = Visitor(Caller("me", Proof.SOCKET, 1000, own=True))
+        self.site_options = {"identify": lambda transport: self.next}
+        super().setUp()
+
+    def test_they_keep_nobody_out(self) -> None:
+        """However many of them there are, those who are welcome come in."""
+        welcome = self.next
+        self.next = Visitor(Refused("no"))
+        for _ in range(5):
+            self.client()
+        self.next = welcome
+        self.client(GET)
+        self.send(self.upstream, OK)
+        self.assertEqual(self.clients[-1].received, OK)
+
+    def test_nor_do_strangers(self) -> None:
+        """Those who have proved nothing yet get half of the room; a proof makes room for another of them."""
+        welcome, me = self.next, Caller("me", Proof.TOKEN)
+        strangers = []
+        for _ in range(3):
+            self.next = Visitor(Refused("send a token"), lambda token: me)
+            strangers.append(self.client())
+        self.assert_error(strangers[2], 503)
+        self.next = welcome
+        self.client(GET)
+        self.send(self.upstream, OK)
+        self.assertEqual(self.clients[-1].received, OK)
+        self.send(strangers[0], get(HOST, b"Authorization: Bearer rda_x"))
+        self.send(self.upstream, OK)
+        self.next = Visitor(Refused("send a token"), lambda token: me)
+        self.assertEqual(self.client().received, b"")
+        self.assertIsNone(self.clients[-1].lost)
+        self.advance(self.limits.linger_seconds)
 
 
 class CallerTests(RelayCase):

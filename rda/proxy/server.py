@@ -137,6 +137,7 @@ class DockerSite(server.Site):
         self.hosts = frozenset(name.lower() for name in hosts)
         self._identify = identify
         self._channels: set[DockerChannel] = set()
+        self._unproved: set[DockerChannel] = set()  # of these
         self._refused: set[DockerChannel] = set()
         self._drained: list[Deferred[None]] = []
         self._reaper: IDelayedCall | None = None
@@ -165,36 +166,40 @@ class DockerSite(server.Site):
         """Speak HTTP/1.1 only; the daemon's API has no other."""
         return [b"http/1.1"]
 
-    def buildProtocol(self, addr: IAddress | None) -> Any:
-        """Take a connection; beyond the limit a few are still told why they are closed."""
-        if len(self._refused) >= self.limits.refusals:
-            return None
-        return super().buildProtocol(addr)
-
     # ---------------------------------------------------------------------------------------------- called by channels
 
     def opened(self, channel: DockerChannel) -> RdaError | None:
         """Count a new connection and ask who it is; return why it cannot stay.
 
-        One that nobody may use stays for one request, so that the refusal is the answer to something.
+        One that nobody may use stays for one request, so that the refusal is the answer to something. Of those that are
+        refused only some are told so: none of them takes the place of one that is not.
         """
-        if len(self._channels) >= self.limits.connections:
+        channel.visitor = visitor = self._identify(channel.transport)
+        full = self._full(visitor)
+        if full or visitor.hopeless:
+            if len(self._refused) >= self.limits.refusals:
+                channel.transport.abortConnection()
+            self._refused.add(channel)
+            if not full:
+                return None
             self.counters.refused += 1
-            self._refused.add(channel)
             return Busy(f"there are {self.limits.connections} connections already; close some, or raise the limit")
-        channel.visitor = self._identify(channel.transport)
-        if channel.visitor.hopeless:
-            self._refused.add(channel)
-            return None
         self._channels.add(channel)
+        if not visitor.known:
+            self._unproved.add(channel)
         if self._reaper is None:
             self._reaper = self.clock.callLater(self.limits.reap_seconds, self._reap)
         return None
 
+    def _full(self, visitor: Visitor) -> bool:
+        """Whether there is no room; half of it is kept from those who have not proved yet who they are."""
+        room = self.limits.connections
+        return len(self._channels) >= room or (not visitor.known and len(self._unproved) * 2 >= room)
+
     def closed(self, channel: DockerChannel) -> None:
         """Count a connection that is gone."""
-        self._channels.discard(channel)
-        self._refused.discard(channel)
+        for channels in (self._channels, self._unproved, self._refused):
+            channels.discard(channel)
         if not self._channels and self._reaper is not None:
             self._reaper.cancel()
             self._reaper = None
@@ -245,6 +250,7 @@ class DockerSite(server.Site):
         except RdaError:
             request.will_close()
             raise
+        self._unproved.discard(request.channel)
         return caller, head if fields is head.fields else replace(head, fields=tuple(fields))
 
     @staticmethod
