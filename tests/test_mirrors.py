@@ -18,10 +18,11 @@ from rda.errors import BadRequest, LinkDown, SyncFailed, SyncHalted
 from rda.status import MirrorStatus, RemoteCopy
 from rda.sync import content, plan, scan
 from rda.sync.copies import Collected
-from rda.sync.mirror import Mirror, Settings
+from rda.sync.mirror import Settings
 from rda.sync.mirrors import MEASURE_SECONDS, Mirrors
 from rda.sync.owner import OwnerChoice
 from rda.sync.progress import REPORT_SECONDS
+from rda.sync.reconcile import Reconcile
 from rda.sync.scan import Scanner
 from rda.sync.tree import Scope
 from rda.sync.watch import Hints
@@ -232,20 +233,20 @@ class OneWayTests(MirrorCase):
         """Who asks for a flush before the look of a pass has begun is served by that look; who comes later is not."""
         looks: list[str] = []
         asked: list[Any] = []
-        whole, carry_out = Scanner.whole, Mirror._carry_out
+        whole, carry_out = Scanner.whole, Reconcile.carry_out
 
         def look(scanner: Scanner, known: Any) -> Any:
             looks.append("look")
             return whole(scanner, known)
 
-        def carry(mirror: Mirror, *rest: Any) -> Any:
+        def carry(reconcile: Reconcile, *rest: Any) -> Any:
             if len(looks) == 1:
                 write(self.path("late"), b"2")
                 asked.append(self.mirrors.complete(self.local))
-            return carry_out(mirror, *rest)
+            return carry_out(reconcile, *rest)
 
         self.patch(Scanner, "whole", look)
-        self.patch(Mirror, "_carry_out", carry)
+        self.patch(Reconcile, "carry_out", carry)
         self.watcher.on_watch = lambda: asked.append(self.mirrors.complete(self.local))
         write(self.path("early"), b"1")
         remote = self.place()

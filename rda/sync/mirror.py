@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
@@ -22,24 +22,23 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from rda.errors import LinkDown, RdaError, SyncFailed, SyncHalted
-from rda.interfaces import IRemoteFiles, IRemoteHost
+from rda.interfaces import IRemoteHost
 from rda.status import MirrorStatus, Problem
-from rda.sync import both, content, owner, plan, pull
-from rda.sync.apply import Apply, Outcome
+from rda.sync import pull
 from rda.sync.bulk import Bulk, InThread
 from rda.sync.inside import PlainRoot
-from rda.sync.large import DELTA_FROM
 from rda.sync.local_watch import LocalWatch
 from rda.sync.manifest import Manifest
 from rda.sync.owner import DEFAULT_OWNER, OwnerChoice
 from rda.sync.problems import Problems
 from rda.sync.progress import Transfer
-from rda.sync.pull import Fetch
+from rda.sync.reconcile import Reconcile
 from rda.sync.remote import RemoteTree, gather
 from rda.sync.remote_look import RemoteLook, RemoteView
 from rda.sync.remote_watch import RemoteWatch
 from rda.sync.scan import RootProblem, Scanner
-from rda.sync.tree import WHOLE, Kind, RemoteSnapshot, Scope, Snapshot
+from rda.sync.session import Session
+from rda.sync.tree import WHOLE, Kind, Scope, Snapshot
 from rda.sync.watch import Watcher
 from rda.words import progress
 
@@ -129,18 +128,13 @@ class Mirror:
         self.kind = kind
         # Beside a single file there is nothing on the remote: it can only be written in place, one way.
         self._mode = settings.mode if kind == Kind.DIRECTORY else "one-way"
-        self._ownership = settings.ownership
-        self._given: RemoteTree | None = None
-        self._base = base
         self._manifest_path = manifest_path
         self._tools = tools
         self._clock = tools.reactor
         self._root = PlainRoot(os.fsencode(source)) if settings.plain else os.fsencode(source)
         self._scanner = Scanner(self._root, kind, settings.ignore)
         self._manifest: Manifest | None = None
-        self._remote: RemoteTree | None = None
-        self._marked: Deferred[None] = succeed(None)
-        self.remote_path = ""
+        self._session = Session(tools.host, base, kind, self._root, tools.in_thread, self._clock.seconds)
         # What the next pass has to look at, and who waits for it.
         self._wanted = Scope()
         self._waiters: list[Deferred[None]] = []
@@ -151,12 +145,10 @@ class Mirror:
         self._stopped = False
         self._live = False
         self._watch = LocalWatch(self._root, kind, tools.watcher, self._clock, tools.in_thread, self._event)
-        self._view: RemoteView | None = None
         self._watch_there = RemoteWatch(tools.host, tools.watched, self._heard_there)
         self._timers: dict[str, IDelayedCall] = {}
         self._retry = RETRY_FIRST
         self._owed = Scope()
-        self._confirmed = False
         self._paused = False
         # What the status tells.
         self._state = "idle"
@@ -171,13 +163,29 @@ class Mirror:
         self._counted = True
         self._measuring: list[Deferred[None]] = []
         self._transfer = Transfer(self._clock.seconds, self._check, self._report)
+        self._reconcile = Reconcile(
+            self._root,
+            self._mode,
+            settings.ownership,
+            tools.in_thread,
+            tools.bulk,
+            self._transfer,
+            self._problems,
+            self._measured,
+            self._applying,
+        )
 
     # -- what others ask for
+
+    @property
+    def remote_path(self) -> str:
+        """What the daemon has to mount; "" while it is not known."""
+        return self._session.path
 
     def prepare(self) -> Deferred[None]:
         """Fire when the remote path exists; start mirroring."""
         done: Deferred[None] = Deferred()
-        if self._remote is not None and not self._remote.files.lost:
+        if self._session.is_up():
             done.callback(None)
         else:
             self._prepared.append(done)
@@ -219,12 +227,8 @@ class Mirror:
                 self._cancel("net", "poll", "there")
                 self._watch.stop()
                 self._watch_there.stop()
-                self._note_use()
-
-    def _note_use(self) -> None:
-        """The last one who used it has gone: its age counts from now."""
-        if self._manifest is not None and self._remote is not None and not self._remote.files.lost:
-            self._marked = Deferred.fromCoroutine(self._mark(self._manifest, self._remote, None))
+                if self._manifest is not None:
+                    self._session.note_use(self._manifest)
 
     def retry(self) -> None:
         """What kept the mirror waiting may be over."""
@@ -233,7 +237,7 @@ class Mirror:
 
     def confirm(self) -> None:
         """What held the mirror back is meant: carry it out."""
-        self._confirmed = True
+        self._reconcile.confirmed = True
         self._scanner.accept_device()
         self.look(WHOLE)
 
@@ -272,6 +276,9 @@ class Mirror:
     def _report(self) -> None:
         """A transfer takes long: say how far it is."""
         self._log.info("{source}: {progress}", source=self.source, progress=progress(self.status()))
+
+    def _applying(self) -> None:
+        self._state = "applying"
 
     def measured(self) -> Deferred[None]:
         """Fire when it is known how much there is to transfer: at once when nothing is under way."""
@@ -350,8 +357,9 @@ class Mirror:
             self._later(*self._next_look(), WHOLE)
 
     def _next_look(self) -> tuple[str, float]:
-        if self._mode != "one-way" and self._remote is not None:
-            self._watch_there.start(self._remote.tree, self._remote.files)
+        remote = self._session.remote
+        if self._mode != "one-way" and remote is not None:
+            self._watch_there.start(remote.tree, remote.files)
             if not self._watch.refused and self._watch_there.active:
                 return "net", NET_THERE
             return "poll", POLL
@@ -406,7 +414,7 @@ class Mirror:
         if self._mode != "one-way":
             scope = WHOLE  # both sides are compared as wholes
         if b"" in scope.trees:
-            self._halted = ""
+            self._halted = self._reconcile.held = ""
         self._transfer.begin()
         self._counted = False
         manifest = await self._opened()
@@ -415,13 +423,14 @@ class Mirror:
         (remote, fresh), snapshot = await gather(connecting, looking)
         if fresh and b"" not in snapshot.scope.trees:
             snapshot = await self._scan(WHOLE, manifest)
-        outcome = await self._carry_out(snapshot, manifest, remote)
+        outcome = await self._reconcile.carry_out(snapshot, manifest, remote)
         for _ in range(ROUNDS):
             if not outcome.again:
                 break
             again = WHOLE if self._mode == "two-way" else Scope(paths=frozenset(outcome.again))
             snapshot = await self._scan(again, manifest)
-            outcome = await self._carry_out(snapshot, manifest, remote)
+            outcome = await self._reconcile.carry_out(snapshot, manifest, remote)
+        self._halted = self._halted or self._reconcile.held
         for path in outcome.again:
             self._problems.add(path, "keeps changing while it is read; it is sent again when it is quiet")
         if outcome.again:
@@ -429,7 +438,7 @@ class Mirror:
         if b"" in snapshot.scope.trees:
             self._problems.resolved(await remote.missing(self._problems.copies()))
         self._totals = manifest.totals()
-        await self._marked
+        await self._session.marked()
         remote.keep_spare()
 
     async def _looked(self, scope: Scope, manifest: Manifest) -> Snapshot:
@@ -441,14 +450,10 @@ class Mirror:
         return await self._scan(scope, manifest)
 
     async def _prepared_remote(self, manifest: Manifest, whole: bool) -> tuple[RemoteTree, bool]:
-        """The remote tree, ready; True when what is known of it has only just been found out."""
-        remote, fresh = await self._connected(manifest)
-        if whole and not fresh and not await remote.is_there():
-            self._remote = None  # it was removed on the remote host: make it anew
-            remote, fresh = await self._connected(manifest)
-        for prepared in self._take_prepared():
-            prepared.callback(None)
-        return remote, fresh
+        prepared = await self._session.prepared(manifest, examine=whole)
+        for one in self._take_prepared():
+            one.callback(None)
+        return prepared
 
     async def _opened(self) -> Manifest:
         if self._manifest is None:
@@ -458,151 +463,14 @@ class Mirror:
                 await self._tools.in_thread(pull.sweep, self._root)
             if self._mode != "one-way":
                 precise = self._mode == "mirror" or await self._tools.in_thread(pull.keeps_nanoseconds, self._root)
-                self._view = RemoteView(self._tools.look, precise)
+                self._reconcile.view = RemoteView(self._tools.look, precise)
             self._manifest.remember("kind", str(int(self.kind)))
         return self._manifest
-
-    async def _connected(self, manifest: Manifest) -> tuple[RemoteTree, bool]:
-        """The remote tree, prepared once for every SFTP channel; True when it was prepared just now."""
-        files: IRemoteFiles = await self._tools.host.files()
-        if self._remote is not None and self._remote.files is files and not files.lost:
-            return self._remote, False
-        self._remote = None
-        base = await self._base()
-        remote = RemoteTree(files, base, self.kind, self._clock.seconds)
-        found = await remote.prepare(await self._tools.in_thread(_mode_of, self._root))
-        if found.generation is None or found.generation != manifest.meta("generation") or not found.has_tree:
-            manifest.forget_everything()
-            self._marked = Deferred.fromCoroutine(self._mark(manifest, remote, found.generation is not None))
-        else:
-            self._marked = Deferred.fromCoroutine(self._mark(manifest, remote, None))
-        ours, others = await remote.judge(manifest.doubtful)
-        manifest.settle([(path, entry.uncertain(), None) for path, entry in ours], (), others)
-        if self.kind == Kind.FILE and not found.has_tree:
-            await files.close(await files.open(remote.tree, write=True, create=True))
-        self._remote = remote
-        self.remote_path = os.fsdecode(remote.tree)
-        return remote, True
-
-    async def _mark(self, manifest: Manifest, remote: RemoteTree, replaces: bool | None) -> None:
-        """Mark the tree as the one that the manifest knows, and as used. Runs beside the first transfer.
-
-        :param replaces: whether there is another mark to replace; None when it is the right one.
-
-        When it fails, the tree is not believed to be ours next time, and is compared: nothing worse.
-        """
-        try:
-            if replaces is not None:
-                manifest.remember("generation", await remote.new_generation(replaces))
-            await remote.used_now(int(time.time()))
-        except (OSError, RdaError) as error:
-            self._log.info("cannot mark {path}: {error}", path=self.remote_path, error=error)
 
     async def _scan(self, scope: Scope, manifest: Manifest) -> Snapshot:
         look = self._scanner.whole if b"" in scope.trees else self._scanner.part
         arguments = (manifest.entries,) if b"" in scope.trees else (scope, manifest.entries)
         return await self._tools.in_thread(look, *arguments)
-
-    async def _suspects(self, snapshot: Snapshot, manifest: Manifest) -> set[bytes]:
-        """Racily clean files whose content has changed although nothing else has."""
-        whole, now = b"" in snapshot.scope.trees, content.now()
-        unsure = [
-            (path, digest)
-            for path, digest in manifest.digests.items()
-            if (entry := snapshot.entries.get(path)) is not None
-            and entry == manifest.entries.get(path)
-            # An event that comes in right after a large file was sent is most likely the one of the change that was
-            # sent: hashing it can wait until it settles something.
-            and (whole or entry.size < DELTA_FROM or not content.racy(entry, now))
-        ]
-        if not unsure:
-            return set()
-        different, settled = await self._tools.in_thread(content.changed_since, self._root, unsure)
-        manifest.settle([(path, manifest.entries[path], None) for path in settled if path in manifest.entries], ())
-        return different
-
-    async def _carry_out(self, snapshot: Snapshot, manifest: Manifest, remote: RemoteTree) -> Outcome:
-        suspects = await self._suspects(snapshot, manifest)
-        back: both.TwoWay | None = None
-        there, view = RemoteSnapshot({}), self._view
-        if view is None or self._mode == "one-way" or b"" not in snapshot.scope.trees:
-            todo = plan.plan_one_way(manifest.entries, snapshot, suspects)
-        else:
-            there, touched = await view.look(remote)
-            if self._mode == "mirror":
-                todo = both.plan_mirror(manifest.entries, snapshot, there, suspects, touched)
-            else:
-                back = both.plan_two_way(manifest.entries, snapshot, there, suspects, manifest.intended, touched)
-                todo = back.push
-        todo = self._held_back(todo, back, snapshot, manifest)
-        self._problems.take_stock(snapshot)
-        for path, message in there.unknown.items():
-            self._problems.add(path, f"{message} on the remote host")
-        self._count(todo, back)
-        ours = {path for path, _ in todo.new_entries()}
-        if view is not None:
-            view.forget(ours)
-        again = await self._bring_back(back, manifest, remote) if back is not None else set()
-        outcome = Outcome()
-        if todo:
-            self._state = "applying"
-            tools = self._tools
-            apply = Apply(self._root, remote, manifest, tools.in_thread, self._transfer, tools.bulk)
-            outcome = await apply.run(todo)
-            self._problems.note(outcome)
-        outcome.again |= again
-        if self._ownership:
-            ours |= await self._give(manifest, remote, ours | {path for path, _ in todo.adjust})
-        if view is not None:
-            view.keep(there, ours, {*again, *self._problems.paths()})
-        return outcome
-
-    async def _give(self, manifest: Manifest, remote: RemoteTree, paths: set[bytes]) -> set[bytes]:
-        """Give what was put there its owner; returns what was given: all there is, after a new connection."""
-        chosen = paths if self._given is remote else manifest.entries.keys()
-        things = {path: manifest.entries[path] for path in chosen if path in manifest.entries}
-        problems = await owner.give(self._ownership, self._root, remote, things, self._tools.in_thread)
-        for path, message in problems.items():
-            self._problems.add(path, message)
-        if not problems:
-            self._given = remote
-        return set(things)
-
-    def _held_back(
-        self, todo: plan.Plan, back: both.TwoWay | None, snapshot: Snapshot, manifest: Manifest
-    ) -> plan.Plan:
-        """Refuse what looks like an accident, unless somebody said that it is meant."""
-        if self._confirmed:
-            if b"" in snapshot.scope.trees:
-                self._confirmed = False
-            return todo
-        halt = plan.check(manifest.entries, snapshot, todo)
-        if back is not None and halt is None:
-            halt = both.check_pull(manifest.entries, back.pull)
-        if halt is None:
-            return todo
-        if not halt.removals_only:
-            raise SyncHalted(halt.reason)
-        self._halted = halt.reason
-        return replace(todo, remove=())
-
-    def _count(self, todo: plan.Plan, back: both.TwoWay | None) -> None:
-        self._transfer.expect(len(todo), sum(put.entry.size for put in todo.put))
-        if back is not None:
-            self._transfer.expect(len(back.pull), sum(entry.size for _, entry, _ in back.pull.get))
-        self._measured()
-
-    async def _bring_back(self, back: both.TwoWay, manifest: Manifest, remote: RemoteTree) -> set[bytes]:
-        """The remote's half of a two-way plan; returns what changed here meanwhile."""
-        manifest.settle([(path, entry, None) for path, entry in back.agreed], back.forgotten)
-        if not back.pull:
-            return set()
-        self._state = "applying"
-        fetch = Fetch(self._root, remote, manifest, self._tools.in_thread, self._transfer)
-        await fetch.run(back.pull)
-        for path, message in fetch.problems.items():
-            self._problems.add(path, message)
-        return fetch.again
 
     def status(self, containers: Iterable[str] = ()) -> MirrorStatus:
         """What the mirror is doing."""
@@ -615,7 +483,7 @@ class Mirror:
         transfer, applying = self._transfer, self._state == "applying"
         return MirrorStatus(
             source=self.source,
-            remote=self.remote_path,
+            remote=self._session.path,
             state="paused" if self._paused and not self._busy else self._state,
             mode=self._mode,
             containers=tuple(containers),
@@ -673,11 +541,3 @@ def _both(one: Scope, other: Scope) -> Scope:
     if b"" in one.trees or b"" in other.trees:
         return WHOLE
     return Scope(one.paths | other.paths, one.trees | other.trees)
-
-
-def _mode_of(root: bytes) -> int:
-    """Permission bits for the remote directory, before anything else is known of the local one."""
-    try:
-        return os.stat(root).st_mode & 0o7777 | 0o700
-    except OSError:
-        return 0o755
