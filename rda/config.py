@@ -265,7 +265,9 @@ def _named_context(name: str, own: object, shared: dict[str, Any], problems: lis
         own = {}
     if "listen" not in own:
         problems.append(f"{path}listen: missing; a context of its own needs an endpoint of its own")
-    return _context(name, path, {**shared, **own}, problems, outside)
+    # Who may do what is one thing: users' tables change the policy that they stand beside.
+    inherited = {key: value for key, value in shared.items() if not (key == "user" and "policy" in own)}
+    return _context(name, path, {**inherited, **own}, problems, outside)
 
 
 class _Reader:

@@ -96,8 +96,18 @@ _DEFAULT_CAPABILITIES = (
     "SYS_CHROOT",
 )
 
-#: Sockets whose owner is root on the host, beside the daemon's own.
-_SOCKETS = ("/run/docker.sock", "/var/run/docker.sock", "/run/containerd/containerd.sock", "/run/podman/podman.sock")
+#: Sockets that make root on the host, beside the daemon's own; below /var/run they are the same ones.
+_SOCKETS = (
+    "/run/docker.sock",
+    "/run/docker/**.sock",
+    "/run/user/*/docker.sock",
+    "/run/containerd/**.sock",
+    "/run/containerd/**.ttrpc",
+    "/run/podman/podman.sock",
+    "/run/crio/crio.sock",
+    "/run/systemd/**",
+    "/run/dbus/**",
+)
 
 
 @dataclass(frozen=True)
@@ -318,15 +328,22 @@ def _paths(facts: Facts, policy: Policy) -> Iterator[Refusal]:
     """Judge bind sources: what they are, and what lies below them."""
     for source, real in facts.local:
         yield from _path("binds", source, real, policy)
-    sockets = (*_SOCKETS, *facts.sockets)
+    sockets = [spelling for socket in (*_SOCKETS, *facts.sockets) for spelling in _run_spellings(socket)]
     for source, path in facts.remote:
-        if any(_covers(path, socket) for socket in sockets):
+        is_socket = any(_whole(socket).fullmatch(path) for socket in sockets)
+        if is_socket or any(_covers(path, socket) for socket in sockets):
             if not policy.flags.get("docker_socket"):
                 yield Refusal("docker_socket", source)
                 continue
-            if path in sockets:
+            if is_socket:
                 continue
         yield from _path("remote_paths", source, path, policy)
+
+
+def _run_spellings(socket: str) -> tuple[str, ...]:
+    """Return the two names of what is below /run."""
+    plain = socket.removeprefix("/var") if socket.startswith("/var/run/") else socket
+    return (plain, f"/var{plain}") if plain.startswith("/run/") else (plain,)
 
 
 def _path(rule: str, source: str, path: str, policy: Policy) -> Iterator[Refusal]:
@@ -337,10 +354,22 @@ def _path(rule: str, source: str, path: str, policy: Policy) -> Iterator[Refusal
         yield Refusal(rule, subject)
 
 
-def _covers(path: str, below: str) -> bool:
-    """Return whether mounting a path shows what is at (or begins with the fixed part of) another."""
-    fixed = re.split(r"[*?]", below.removeprefix("="))[0]
-    return fixed == path or fixed.startswith(path.rstrip("/") + "/")
+def _covers(path: str, pattern: str) -> bool:
+    """Return whether a path is above something that a pattern matches: whoever mounts it gets that too."""
+    return path == "/" or any(above.fullmatch(path) for above in _above(pattern))
+
+
+@lru_cache(maxsize=1024)
+def _above(pattern: str) -> tuple[re.Pattern[str], ...]:
+    """Compile the patterns of all paths above those that a pattern matches, and of what it matches itself."""
+    segments = pattern.removeprefix("=").rstrip("/").split("/")
+    found = []
+    for count in range(2, len(segments) + 1):
+        if "**" in segments[count - 1]:  # it may be anywhere below
+            found.append(_whole("/".join([*segments[: count - 1], "**"])))
+            break
+        found.append(_whole("/".join(segments[:count])))
+    return tuple(found)
 
 
 def _ports(facts: Facts, policy: Policy) -> Iterator[Refusal]:

@@ -10,7 +10,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from rda.admission import Admission, Users
-from rda.config import Config, Forward, Outside, Rule, load
+from rda.config import AuditSettings, Config, Forward, Outside, Rule, load
 from rda.errors import ConfigError
 from rda.limits import Limits
 
@@ -166,6 +166,35 @@ class LoadTests(SynchronousTestCase):
             (problem,) = self.problems(f'remote="a"\n[limits]\n{wrong}')
             self.assertTrue(problem.startswith(f"limits.{wrong.split('=')[0]}: "), problem)
         self.assertEqual(self.problems('remote="a"\nlimits=1'), ("limits: must be a table like [limits]",))
+
+    def test_policies_of_contexts(self) -> None:
+        """A context has the policy of the top level, with its users, or one of its own, without them."""
+        config = read(
+            'remote="a"\nowner_filter=true\n[policy]\npreset="nothing"\n[user.ann]\npreset="open"\n'
+            '[context.b]\nremote="b"\nlisten="tcp:1:interface=127.0.0.1"\n'
+            '[context.c]\nremote="c"\nlisten="tcp:2:interface=127.0.0.1"\nowner_filter=false\n[context.c.policy]\n'
+        )
+        top, inherits, own = config.contexts
+        for context in (top, inherits):
+            policy = context.access.policy_of("ann")
+            assert policy is not None
+            self.assertTrue(policy.flags["privileged"])
+            self.assertIn(f"ann in context {context.name}", policy.scope)
+        self.assertTrue(inherits.access.owner_filter)
+        self.assertEqual(own.access.users, {})
+        self.assertFalse(own.access.owner_filter)
+        self.assertIn("/state", own.access.policy_of("ann").deny["binds"])  # type: ignore[union-attr]
+
+    def test_audit(self) -> None:
+        """The audit's keys are checked like all others."""
+        config = read('remote="a"\n[audit]\npath="/var/log/rda"\nkeep=2\nfail_closed=true')
+        self.assertEqual(config.audit, AuditSettings("/var/log/rda", keep=2, fail_closed=True))
+        self.assertIsNone(read('remote="a"').audit)
+        problems = self.problems('remote="a"\n[audit]\nmax_bytes=1\nkeep=true\nfail_closed=1\nx=1')
+        self.assertEqual(
+            [problem.partition(":")[0] for problem in problems],
+            ["audit.max_bytes", "audit.keep", "audit.fail_closed", "audit.x"],
+        )
 
     def test_the_sample_shows_every_limit(self) -> None:
         """The sample names each limit with its default."""

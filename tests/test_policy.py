@@ -228,6 +228,10 @@ class PathTests(SynchronousTestCase):
         self.assertEqual(self.rules(mine, ("/home/me/.ssh/id", "/home/me/.ssh")), ["deny_binds"] * 2)
         self.assertEqual(self.rules(mine, ("/home/me", "/", "/home")), ["deny_binds"] * 3)
         self.assertEqual(self.rules(mine, ("/srv", "/home/me/src")), [])
+        mine = policy(deny_binds=["/home/*/.gnupg", "/srv/**/private"])
+        self.assertEqual(self.rules(mine, ("/home/me", "/home/me/.gnupg/x", "/srv/a", "/srv/a/private/b")),
+                         ["deny_binds"] * 4)  # fmt: skip
+        self.assertEqual(self.rules(mine, ("/home/me/src", "/data")), [])
 
     def test_users_own(self) -> None:
         """{user} is the caller's name, and only a name that is one segment."""
@@ -241,8 +245,11 @@ class PathTests(SynchronousTestCase):
         """Paths of the remote host are refused but for those listed; the socket has a rule of its own."""
         self.assertEqual(self.rules(DEVELOPER, remote=("/etc/localtime",)), [])
         self.assertEqual(self.rules(DEVELOPER, remote=("/etc/localtime/x", "/srv", "/proc")), ["remote_paths"] * 3)
-        sockets = ("/var/run/docker.sock", "/run", "/", "/var", "/run/containerd")
-        self.assertEqual(self.rules(policy(preset="open", docker_socket=False), remote=sockets), ["docker_socket"] * 5)
+        closed = policy(preset="open", docker_socket=False)
+        sockets = ("/var/run/docker.sock", "/run/docker.sock", "/run", "/", "/var", "/run/containerd", "/run/user/1000",
+                   "/run/user/1000/docker.sock", "/var/run/containerd/x/containerd.sock", "/run/systemd/private")  # fmt: skip # noqa: E501
+        self.assertEqual(self.rules(closed, remote=sockets), ["docker_socket"] * len(sockets))
+        self.assertEqual(self.rules(closed, remote=("/run/mine.sock", "/srv", "/runner")), [])
         mine = policy(docker_socket=True)
         self.assertEqual(self.rules(mine, remote=("/var/run/docker.sock",)), [])
         self.assertEqual(self.rules(mine, remote=("/run",)), ["remote_paths"])
