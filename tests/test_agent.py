@@ -17,8 +17,9 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
-from rda.agent import Agent, identity, settled, summary
+from rda.agent import Agent, settled, summary
 from rda.config import Config, Context, Remote
+from rda.context import identity
 from rda.errors import ConfigError, RdaError
 from rda.listeners import private_directory
 from rda.record import RecordedContext

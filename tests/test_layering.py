@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent / "rda"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("tap", "command"),
     ("agent", "doctor"),
+    ("context",),
     ("gate",),
     ("containers",),
     ("ownership", "quotas"),

@@ -1,4 +1,4 @@
-"""The SSH link to a remote host: nothing outside this package but :mod:`rda.agent` imports it.
+"""The SSH link to a remote host: nothing outside this package but :mod:`rda.context` and :mod:`rda.agent` import it.
 
 From the top to the bottom::
 
