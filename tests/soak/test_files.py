@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,7 +13,6 @@ import statistics
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from rda.sync.scan import Scanner
@@ -46,7 +46,7 @@ def digests(top: Path) -> dict[str, str]:
     for directory, directories, files in os.walk(top):
         for name in [*directories, *files]:
             path = Path(directory, name)
-            with suppress(FileNotFoundError):  # it has gone since its directory was listed
+            with contextlib.suppress(FileNotFoundError):  # it has gone since its directory was listed
                 found[str(path.relative_to(top))] = digest(path)
     return found
 
