@@ -245,7 +245,7 @@ class Contender:
         over.set()
         minding.join()
         if late:
-            raise GaveUp
+            raise GaveUp(f"it took longer than {self.patience:.0f} s")
         if any(statuses):
             raise RuntimeError(f"{shlex.join(commands[-1])} ended with {statuses}")
 
@@ -304,15 +304,22 @@ class Unison(Contender):
     needs = "unison"
 
     def start(self) -> None:
-        """See :class:`Contender`; what it remembers of an earlier turn would be wrong."""
+        """See :class:`Contender`; what either side remembers of an earlier turn would be wrong."""
         super().start()
         os.environ["UNISON"] = tempfile.mkdtemp(dir=self.work)
+        self.target.run(f"rm -rf {self.remote}.state && mkdir -p {self.remote}.state")
+
+    def stop(self) -> None:
+        """See :class:`Contender`."""
+        self.target.run(f"rm -rf {self.remote}.state")
+        super().stop()
 
     def transfer(self) -> None:
         """See :class:`Contender`."""
         root = f"ssh://{self.target.login}:{self.target.port}/{self.remote}"
         ssh = [word for word in self.target.ssh[1:] if word not in ("-p", str(self.target.port))]
         options = ["-batch", "-silent", "-prefer", str(self.source), "-sshargs", " ".join(ssh)]
+        options += ["-servercmd", f"env UNISON={self.remote}.state unison"]
         self.call(["unison", *options, str(self.source), root])
 
 
@@ -752,7 +759,8 @@ def run(options: argparse.Namespace, chosen: list[type[Contender]], target: Targ
                     continue
                 try:
                     measure_transfers(kind, each(target, source, work), results, chance, asking)
-                except GaveUp:
+                except (GaveUp, RuntimeError) as error:  # the others go on
+                    print(f"{each.name} left out from here on: {error}", file=sys.stderr)
                     gave_up.add(each)
     if options.edits and target.seen_at:
         source = work / "tree-a"
