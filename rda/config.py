@@ -163,6 +163,7 @@ class Outside:
     :ivar tls_problem: why a directory's TLS files cannot be used, or None; told whether clients need a certificate.
     :ivar users: this machine's users and groups.
     :ivar is_root: rda runs as root.
+    :ivar tells_peers: this system is one that tells whose a connection is.
     """
 
     state_dir: str
@@ -172,6 +173,7 @@ class Outside:
     tls_problem: Callable[[str, bool], str | None]
     users: Users
     is_root: bool = False
+    tells_peers: bool = True
 
 
 def load(text: str | None, options: Mapping[str, Any], outside: Outside) -> Config:
@@ -354,9 +356,10 @@ def _admission(reader: _Reader, outside: Outside) -> Admission:
     """Who may use the context; root's rights are lent to nobody by accident."""
     admission = read_admission(reader, outside.users, outside.expand, outside.tls_problem)
     allowed = reader.flag("allow_root", False)
-    if outside.is_root and admission.lends_rights and not allowed:
+    lends = admission.lends_rights or ("" if outside.tells_peers else "listen")
+    if outside.is_root and lends and not allowed:
         reader.problem(
-            admission.lends_rights,
+            lends,
             "rda runs as root, and with this others would read files of this machine with root's rights; run one rda "
             "for each user (rda@USER.service), or set allow_root = true",
         )

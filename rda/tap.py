@@ -148,6 +148,7 @@ def _outside() -> Outside:
         tls_problem=_tls_problem,
         users=Users(_uid, _gid),
         is_root=os.geteuid() == 0,
+        tells_peers=sys.platform == "linux",
     )
 
 

@@ -181,9 +181,10 @@ class TokenTests(CallersCase):
             self.machine.peer = peer
             visitor = self.callers(tokens=TOKENS)(TCP)
             self.assertFalse(visitor.hopeless)
-            caller, fields = visitor.identify([(b"Host", b"x"), self.bearer(scheme=b"bearer"), (b"X", b"y")])
-            self.assertEqual(caller, Caller("ci", Proof.TOKEN))
-            self.assertEqual(list(fields), [(b"Host", b"x"), (b"X", b"y")])
+            for scheme in (b"Bearer", b"bearer", b"BEARER \t"):
+                caller, fields = visitor.identify([(b"Host", b"x"), self.bearer(scheme=scheme), (b"X", b"y")])
+                self.assertEqual(caller, Caller("ci", Proof.TOKEN))
+                self.assertEqual(list(fields), [(b"Host", b"x"), (b"X", b"y")])
 
     def test_own_token(self) -> None:
         """A token of the user that rda runs as makes its bearer that user."""

@@ -330,3 +330,11 @@ class AdmissionTests(SynchronousTestCase):
             self.admission(text)
         for text in ("", 'allow_users = "bob"', "lend_files = true"):
             self.admission(text, root=True)
+
+    def test_root_on_other_systems(self) -> None:
+        """Where nobody tells whose a connection is, root lets nobody in by accident either."""
+        outside = replace(OUTSIDE, is_root=True, tells_peers=False)
+        (problem,) = self.assertRaises(ConfigError, load, 'remote = "a"', {}, outside).problems
+        self.assertIn("listen: rda runs as root", problem)
+        load('remote = "a"\nallow_root = true', {}, outside)
+        load('remote = "a"', {}, replace(outside, is_root=False))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ __all__ = ["Callers", "Fields", "Machine", "Unauthorized", "Visitor", "anybody"]
 
 Fields = Sequence[tuple[bytes, bytes]]
 
-_TOKEN = b"bearer " + TOKEN_PREFIX.encode()
+_TOKEN = re.compile(b"bearer[ \t]+(" + TOKEN_PREFIX.encode() + b".*)", re.IGNORECASE | re.DOTALL)
 
 #: Callers, and reasons to refuse some, that have been named in the log, once each; further ones are not.
 MAX_NAMED = 1024
@@ -78,13 +79,13 @@ class Visitor:
         :param fields: of the request's head.
         :raises RdaError: nobody who may.
         """
-        shown = [value for name, value in fields if name.lower() == b"authorization" and _is_token(value)]
+        shown = [token for name, value in fields if (token := _token_in(name, value)) is not None]
         if shown:
-            fields = [pair for pair in fields if not (pair[0].lower() == b"authorization" and _is_token(pair[1]))]
+            fields = [(name, value) for name, value in fields if _token_in(name, value) is None]
             if self._tokens is not None:
                 if len(shown) > 1:
                     raise Unauthorized("the request has more than one token")
-                return self._tokens(shown[0].partition(b" ")[2].strip()), fields
+                return self._tokens(shown[0]), fields
         return self._of_connection(), fields
 
     def _of_connection(self) -> Caller:
@@ -96,8 +97,10 @@ class Visitor:
         return self._found
 
 
-def _is_token(value: bytes) -> bool:
-    return value.lower().startswith(_TOKEN)
+def _token_in(name: bytes, value: bytes) -> bytes | None:
+    """The token of rda's that a header field holds."""
+    found = _TOKEN.fullmatch(value.strip()) if name.lower() == b"authorization" else None
+    return found[1] if found is not None else None
 
 
 class _TLSVisitor(Visitor):
