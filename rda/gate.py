@@ -42,7 +42,8 @@ _Document = dict[str, object]
 #: Users whose policies are kept made up.
 REMEMBERED_USERS = 256
 
-#: What of the answers of /volumes and /system/df is the caller's once it has been looked through, or everybody's.
+#: What of the answers of /volumes and /system/df is the caller's once it has been looked through, or everybody's. What
+#: a later daemon adds may be others', and is left out.
 _LISTED = frozenset(("LayersSize", "Images", "Containers", "Volumes", "BuildCache", "BuilderSize", "Warnings"))
 
 
@@ -430,9 +431,7 @@ class Gate:
         if name == "container list" and isinstance(body, list):
             return [one for one in body if isinstance(one, dict) and ownership.has(one, user)]
         if name in ("volume list", "system df") and isinstance(body, dict):
-            body = {
-                key: value for key, value in body.items() if key in _LISTED
-            }  # what a later daemon adds may be others'
+            body = {key: value for key, value in body.items() if key in _LISTED}
             body["Volumes"] = await ownership.volumes_of(user, body.get("Volumes") or ())
             if "Containers" in body:
                 body["Containers"] = [one for one in body["Containers"] or () if ownership.has(one, user)]

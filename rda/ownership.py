@@ -160,7 +160,7 @@ class Ownership:
             self.remember("container", name, user)
         if kind in ("container", "volume", "network"):
             mine = self._remembered.get((kind, name)) == user
-            if mine and event.get("Action") == "destroy":
-                del self._remembered[kind, name]
+            if kind == "volume" and event.get("Action") == "destroy":  # the name is free for others; an id never is
+                self._remembered.pop((kind, name), None)
             return mine or self._remembered.get(("container", str(attributes.get("container")))) == user
         return kind in ("image", "daemon")
