@@ -229,7 +229,7 @@ class Apply:
             await self._fill(handle, loaded.data, loaded.entry)
             await self._publisher.settle(put, Staged(temporary, loaded.entry, loaded.steady, loaded.digest))
         except OSError as error:
-            await self._record.failed(put.path, error)
+            await self._record.failed(put.path, error, put.entry.size)
         self._progress.bytes_done += len(loaded.data)
 
     async def _fill(self, handle: bytes, data: bytes, entry: Entry) -> None:
@@ -262,7 +262,7 @@ class Apply:
             else:
                 await self._replace(put, descriptor, entry)
         except OSError as error:
-            await self._record.failed(put.path, error)
+            await self._record.failed(put.path, error, put.entry.size)
         finally:
             self._in_thread(content.close, descriptor).addErrback(lambda _: None)
 

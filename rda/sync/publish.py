@@ -178,7 +178,7 @@ class Publisher:
         try:
             await self.settle(put, staged)
         except OSError as error:
-            await self._record.failed(put.path, error)
+            await self._record.failed(put.path, error, put.entry.size)
 
     async def publish(self, put: Put, temporary: bytes, entry: Entry) -> None:
         """Give a file or symbolic link in the stage its name.

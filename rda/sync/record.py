@@ -55,7 +55,8 @@ class Record:
         self._put: list[tuple[bytes, Entry, bytes | None]] = []
         self._removed: list[bytes] = []
         self._undone: list[bytes] = []
-        self._space: str | None = None
+        self._asked = False
+        self._free: int | None = None
 
     def done(self, path: bytes, entry: Entry, digest: bytes | None = None) -> None:
         """This is on the remote now."""
@@ -93,9 +94,12 @@ class Record:
         self.outcome.problems[path] = (message, False)
         self.not_done(path)
 
-    async def failed(self, path: bytes, error: OSError) -> None:
-        """The remote refused."""
-        self.outcome.problems[path] = (await self._explain(error), True)
+    async def failed(self, path: bytes, error: OSError, size: int = 0) -> None:
+        """The remote refused.
+
+        :param size: bytes of the file that was sent.
+        """
+        self.outcome.problems[path] = (await self._explain(error, size), True)
         self._progress.files_done += 1
 
     def is_kept_by_ours(self, directory: bytes) -> bool:
@@ -132,16 +136,14 @@ class Record:
         if len(self._put) + len(self._removed) + len(self._undone) >= RESULTS_AT_ONCE:
             self.write()
 
-    async def _explain(self, error: OSError) -> str:
+    async def _explain(self, error: OSError, size: int) -> str:
         """The reason for people; SFTP says no more than "Failure" of a full disk, so it is asked for its space."""
         if isinstance(error, PermissionError):
             return _NOT_ALLOWED
         if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
-            if self._space is None:
-                free = await self._remote.files.space(self._remote.stage)
-                if free is not None and free < FULL_BELOW:
-                    self._space = f"the remote disk is full ({free} bytes free)"
-                else:
-                    self._space = f"{error.strerror or error}; a quota of the remote user may be used up"
-            return self._space
+            if not self._asked:
+                self._asked, self._free = True, await self._remote.files.space(self._remote.stage)
+            if self._free is not None and self._free < FULL_BELOW + size:  # what was sent of it is not there any more
+                return f"the remote disk is full ({self._free} bytes free)"
+            return f"{error.strerror or error}; a quota of the remote user may be used up"
         return error.strerror or str(error)

@@ -167,6 +167,44 @@ class StartedAtOnce(LiveTestCase):
             self.assertEqual(sorted(done.stdout.decode().splitlines()), tree.listing(), f"run {number}")
 
 
+class Trouble(LiveTestCase):
+    """What goes wrong over there is named, and over when its cause is."""
+
+    def test_full_disk(self):
+        """A start fails while the remote disk is full, with that reason, and works when there is room again."""
+        small = "mkdir -p /mnt/small && mount -t tmpfs -o size=3m small /mnt/small && chown $0 /mnt/small"
+        self.host.run("sh", "-c", small, self.host.user)
+        self.addCleanup(self.host.run, "umount", "-l", "/mnt/small")
+        rda = self.own_rda(sync_root="/mnt/small/.rda")
+        rda.wait_ready()
+        site = self.directory()
+        (site / "f").write_bytes(b"1" * 1_000_000)
+        container = ("-v", f"{site}:/www", "busybox", "sh", "-c", "wc -c < /www/f; cat /www/g")
+        (site / "g").write_text("g")
+        self.assertEqual(rda.docker("run", "--rm", *container).stdout, b"1000000\ng")
+        (site / "f").write_bytes(b"2" * 5_000_000)
+        (site / "g").write_text("h")
+        failed = rda.docker("run", "--rm", *container, check=False)
+        self.assertIn(b"f: the remote disk is full", failed.stderr)
+        self.host.run("mount", "-o", "remount,size=30m", "/mnt/small")
+        self.assertEqual(rda.docker("run", "--rm", *container).stdout, b"5000000\nh")
+
+    def test_taken_away(self):
+        """What a container gave to another user is named with what to do; it works again when it is given back."""
+        site = self.directory()
+        (site / "d").mkdir()
+        (site / "d/f").write_text("1")
+        run = ("run", "--rm", "-v", f"{site}:/www", "busybox")
+        self.rda.docker(*run, "chown", "-R", "1234:1234", "/www/d")
+        (site / "d/f").write_text("2")
+        (site / "g").write_text("2")
+        failed = self.rda.docker(*run, "true", check=False)
+        self.assertIn(b"d/f: the remote user may not write there: a container has probably", failed.stderr)
+        found = self.host.run("sh", "-c", f"find /home/{self.host.user}/.rda -name d -uid 1234").stdout.decode().split()
+        self.host.run("chown", "-R", self.host.user, *found)
+        self.assertEqual(self.rda.docker(*run, "cat", "/www/d/f", "/www/g").stdout, b"22")
+
+
 class TwoWay(LiveTestCase):
     """What a container writes comes back, where the configuration says so."""
 
