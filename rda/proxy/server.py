@@ -23,11 +23,12 @@ from rda.interfaces import ICallRewriter, IGate
 from rda.limits import Limits
 from rda.proxy.callers import Visitor, anybody
 from rda.proxy.calls import Calls
-from rda.proxy.channel import DockerChannel, DockerRequest
+from rda.proxy.channel import DockerChannel
 from rda.proxy.counters import CallCounters, Counters
 from rda.proxy.guard import check_framing, check_origin
 from rda.proxy.pool import DaemonPool
 from rda.proxy.relay import Exchange
+from rda.proxy.request import DockerRequest
 from rda.proxy.wire import RequestHead
 from rda.status import RelayStatus
 
