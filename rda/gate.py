@@ -28,7 +28,7 @@ from rda.docker.labels import check_labels
 from rda.docker.passing import changes, check_head, named_by_id, with_real_sources
 from rda.docker.routes import Call, Note, Outgoing, RequestBody
 from rda.docker.sources import Sorted, Sources
-from rda.errors import NotFound, Refused
+from rda.errors import NotFound, RdaError, Refused
 from rda.interfaces import ICallRewriter, IGate
 from rda.ownership import Ownership
 from rda.policy import LIMITS, Facts, Policy, judge, refused
@@ -106,7 +106,12 @@ class Gate:
 
     def admit(self, call: Call, fields: Sequence[tuple[bytes, bytes]]) -> tuple[Call, Sequence[tuple[bytes, bytes]]]:
         """Look at a request's head; see :class:`rda.interfaces.IGate`."""
-        return replace(call, note=Note(), verbatim=None), check_head(call, fields)
+        call = replace(call, note=Note(), verbatim=None)
+        try:
+            return call, check_head(call, fields)
+        except RdaError as error:  # nobody else will hear of it
+            self.over(call, error.status, 0.0, 0, 0)
+            raise
 
     def admit_own(self, call: Call) -> None:
         """Keep others from rda's own pages, which show everybody's things, where that matters.

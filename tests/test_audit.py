@@ -247,6 +247,13 @@ class CallTests(GateCase):
         (record,) = self.kept.records
         self.assertEqual((record.decision, record.status), ("refused", 400))
 
+    def test_a_form(self) -> None:
+        """So is one that is refused for its head."""
+        form = "Content-Type: application/x-www-form-urlencoded\r\n"
+        self.assertEqual(self.ask("POST", "/containers/prune", b"filters={}", more=form)[0], 400)
+        (record,) = self.kept.records
+        self.assertEqual((record.decision, record.status, record.path), ("refused", 400, "/containers/prune"))
+
     def test_reads_are_not_noted(self) -> None:
         """Calls that change nothing are not noted."""
         id_ = self.create("ann", "web")
