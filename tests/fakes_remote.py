@@ -22,6 +22,7 @@ from rda.errors import ChannelRefused, CommandFailed, LinkDown
 from rda.interfaces import Attributes, IRemoteFiles, IRemoteHost
 from rda.ssh.sftp import SFTPFiles
 from rda.sync import bulk, remote_look, remote_watch
+from rda.sync.tree import folded
 
 
 def _attributes(found: os.stat_result) -> Attributes:
@@ -37,6 +38,7 @@ class DirectoryFiles:
     :ivar operations: what was asked for, as (name, path).
     :ivar fail_at: the operation (counted from 1) at which the connection is lost.
     :ivar fail_after: whether that operation is still carried out (and only its answer is lost).
+    :ivar folds: whether names that differ by case only are one.
     :ivar owners: who things were given to, by path.
     :ivar refuse: called with (name, path) before each operation; may raise what the server would answer.
     """
@@ -53,6 +55,7 @@ class DirectoryFiles:
         self.refuse: Callable[[str, bytes], None] = lambda name, path: None
         self._handles: dict[bytes, int] = {}
         self.free: int | None = 1 << 40
+        self.folds = False
         self.owners: dict[bytes, tuple[int | None, int | None]] = {}
 
     def close_everything(self) -> None:
@@ -62,7 +65,15 @@ class DirectoryFiles:
 
     def _below(self, path: bytes) -> bytes:
         assert path.startswith(b"/"), path
-        return self.root + path
+        return self._spelled(path) if self.folds else self.root + path
+
+    def _spelled(self, path: bytes) -> bytes:
+        """The path as it is spelled on a file system without regard to case."""
+        full = self.root
+        for name in path.split(b"/")[1:]:
+            names = os.listdir(full) if os.path.isdir(full) else []
+            full += b"/" + next((other for other in names if folded(other) == folded(name)), name)
+        return full
 
     def _do(self, name: str, path: bytes, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
         if self.lost:

@@ -7,9 +7,11 @@ import os
 import shutil
 import socket
 from typing import Any
+from unittest import mock
 
 from rda.errors import SyncFailed, SyncHalted
-from rda.sync import content, scan
+from rda.sync import content, pull, scan
+from rda.sync.tree import Entry, Kind
 from tests.fakes_remote import contents
 from tests.test_mirrors import MirrorCase, write
 
@@ -144,6 +146,45 @@ class RemoteTrouble(TroubleCase):
         self.wait()
         self.flush()
         self.assert_equal_trees(remote)
+
+
+class TwinTests(TroubleCase):
+    """Names that differ by case or Unicode form only."""
+
+    def test_remote_folds(self) -> None:
+        """Where the remote takes them for one, the first has the name; the other is named, and arrives when it can."""
+        self.host.prepare = lambda files: setattr(files, "folds", True)
+        for name in ("README", "readme", "d/f", "D/f", "caf\u00e9", "cafe\u0301"):
+            write(self.path(name), name.encode())
+        remote = self.place()
+        self.failureResultOf(self.mirrors.complete(self.local), SyncFailed)
+        self.assertEqual(set(contents(remote)), {b"README", b"D", b"D/f", "cafe\u0301".encode()})
+        self.assertEqual(contents(remote)[b"README"][3], b"README")
+        self.assertIn("differs from README by case", self.problems()["readme"])
+        os.unlink(self.path("README"))
+        shutil.rmtree(self.path("D"))
+        os.unlink(self.path("cafe\u0301"))
+        self.mirrors.complete(self.local).addErrback(lambda failure: failure.trap(SyncFailed))
+        self.wait()
+        self.assert_equal_trees(remote)
+        self.assertEqual(self.problems(), {})
+
+    def test_told_apart(self) -> None:
+        """Where it does not, they are as any other names."""
+        for name in ("README", "readme", "caf\u00e9", "cafe\u0301"):
+            write(self.path(name), name.encode())
+        remote = self.place()
+        self.flush()
+        self.assert_equal_trees(remote)
+
+    def test_folds_here(self) -> None:
+        """What this machine cannot tell from a file of its own is no change of that file."""
+        write(self.path("readme"), b"1")
+        with mock.patch.object(pull, "_now", return_value=None), self.assertRaises(pull.Changed):
+            pull._unchanged(os.fsencode(self.path("readme")), Entry(Kind.FILE))
+        with mock.patch.object(pull, "_now", return_value=Entry(Kind.FILE)), self.assertRaises(OSError) as raised:
+            pull._unchanged(os.fsencode(self.path("README")), None)
+        self.assertIn("differs from readme by case", str(raised.exception))
 
 
 class LocalTrouble(TroubleCase):

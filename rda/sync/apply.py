@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import stat
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -24,7 +25,7 @@ from rda.sync.publish import Publisher, Staged
 from rda.sync.record import Outcome, Record
 from rda.sync.remote import OPERATIONS_AT_ONCE, RemoteTree, each, gather
 from rda.sync.stage import Staging
-from rda.sync.tree import OWNER_KEEPS_ACCESS, Entry, Kind, depth
+from rda.sync.tree import OWNER_KEEPS_ACCESS, Entry, Kind, depth, folded, within
 
 #: Files up to this size are read whole, many at a time.
 SMALL = 256 * 1024
@@ -76,6 +77,8 @@ class Apply:
 
         :raises RdaError: when the connection is lost; the manifest then says what is certain and what is not.
         """
+        if self._remote.folds:
+            plan = self._without_twins(plan)
         self._manifest.doubt(put.path for put in (*plan.put, *plan.link))
         self._publisher.begin(plan, self._intend(list(plan.new_entries())))
         try:
@@ -100,6 +103,23 @@ class Apply:
             return self._in_thread(self._manifest.intend, intents)
         self._manifest.intend(intents)
         return succeed(None)
+
+    def _without_twins(self, plan: Plan) -> Plan:
+        """Leave out what the remote's file system would take for something else that is there or about to be."""
+        gone = {path for path, _ in plan.clear}  # what is removed goes last, and makes room for the next pass
+        owners = {folded(path): path for path in self._manifest.entries if path not in gone}
+        twins: set[bytes] = set()
+        for path, _ in sorted(plan.new_entries()):
+            first = owners.setdefault(folded(path), path)
+            if first != path:
+                twins.add(path)
+                self._record.twin(path, first)
+        return replace(
+            plan,
+            make=tuple(item for item in plan.make if not within(item[0], twins)),
+            put=tuple(put for put in plan.put if not within(put.path, twins)),
+            link=tuple(put for put in plan.link if not within(put.path, twins)),
+        )
 
     # -- directories and removals
 

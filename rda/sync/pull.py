@@ -24,7 +24,7 @@ from rda.sync.large import Progress
 from rda.sync.manifest import Manifest
 from rda.sync.remote import RemoteTree, each
 from rda.sync.scan import INCOMING, entry_of_file
-from rda.sync.tree import Entry, Kind, join
+from rda.sync.tree import Entry, Kind, folded, join, printable
 
 #: Files fetched at once, and what is asked for at once of each (a server may give less).
 FILES_AT_ONCE = 32
@@ -182,7 +182,21 @@ def _now(full: bytes) -> Entry | None:
 
 def _unchanged(full: bytes, here: Entry | None) -> None:
     if _now(full) != here:
+        if here is None:
+            _refuse_twin(full)
         raise Changed
+
+
+def _refuse_twin(full: bytes) -> None:
+    """Tell whether what has a name only has it because the file system here takes it for another one."""
+    directory, _, name = full.rpartition(b"/")
+    names = os.listdir(directory)
+    twins = [other for other in names if folded(other) == folded(name)]
+    if name not in names and twins:
+        raise OSError(
+            errno.EEXIST,
+            f"it differs from {printable(twins[0])} by case or Unicode form only, which is the same name here",
+        )
 
 
 def _remove(root: bytes, path: bytes, here: Entry) -> None:

@@ -9,7 +9,7 @@ from rda.sync.content import Unreadable
 from rda.sync.large import Progress
 from rda.sync.manifest import Manifest
 from rda.sync.remote import RemoteTree
-from rda.sync.tree import Entry
+from rda.sync.tree import Entry, printable
 
 #: A disk with fewer bytes left than this is called full.
 FULL_BELOW = 1024 * 1024
@@ -100,6 +100,15 @@ class Record:
         :param size: bytes of the file that was sent.
         """
         self.outcome.problems[path] = (await self._explain(error, size), True)
+        self._progress.files_done += 1
+
+    def twin(self, path: bytes, other: bytes) -> None:
+        """The remote's file system does not tell two names apart; the first one has it."""
+        self.outcome.problems[path] = (
+            f"differs from {printable(other)} by case or Unicode form only, which the remote host does not tell apart. "
+            "Rename one of them, or leave it out with .rdaignore",
+            True,
+        )
         self._progress.files_done += 1
 
     def is_kept_by_ours(self, directory: bytes) -> bool:

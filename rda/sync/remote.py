@@ -94,6 +94,7 @@ class RemoteTree:
     :param seconds: a clock, to measure the round trip with.
 
     :ivar round_trip: seconds, as measured when the tree was prepared.
+    :ivar folds: whether names that differ by case only are one there, as on macOS: found out likewise.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class RemoteTree:
     ) -> None:
         self._seconds = seconds
         self.round_trip = 0.0
+        self.folds = False
         self.files = files
         self.base = base
         self.kind = kind
@@ -127,9 +129,11 @@ class RemoteTree:
         """
         looks = [self._look(path) for path in (self.base, self.stage, self.tree)]
         asked_at = self._seconds()
+        looks.append(self._look(_in_capitals(parent(self.base))))
         asked = [Deferred.fromCoroutine(look) for look in (*looks, self._generation(), self._names_in(self.stage))]
         asked[0].addCallback(lambda found: self._measured(found, asked_at))
-        base, stage, tree, generation, leftovers = await gather(*asked)
+        base, stage, tree, same, generation, leftovers = await gather(*asked)
+        self.folds = same is not None
         if base is None:
             await self.files.make_directory(self.base, 0o700)
         making = []
@@ -202,6 +206,8 @@ class RemoteTree:
         return kinds == [self.kind, Kind.DIRECTORY]
 
     async def _look(self, path: bytes) -> Attributes | None:
+        if not path:
+            return None
         try:
             return await self.files.attributes(path)
         except FileNotFoundError:
@@ -329,6 +335,12 @@ class RemoteTree:
 
         await each(list(doubtful.items()), OPERATIONS_AT_ONCE, look)
         return ours, others
+
+
+def _in_capitals(path: bytes) -> bytes:
+    """Another spelling of a directory that is there; b"" when its name has none."""
+    directory, _, name = path.rpartition(b"/")
+    return directory + b"/" + name.upper() if name != name.upper() else b""
 
 
 def blocked(path: bytes, reasons: dict[bytes, str]) -> tuple[bytes, str] | None:

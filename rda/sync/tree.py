@@ -5,6 +5,7 @@ Paths are bytes, relative to the root of the tree, with ``/`` between names; ``b
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -158,6 +159,11 @@ class RemoteSnapshot:
             and old.ctime_ns
             and (old.ctime_ns, old.inode) != (entry.ctime_ns, entry.inode)
         }
+
+
+def folded(path: bytes) -> str:
+    """Equal for paths that a file system without regard to case or Unicode form takes for one."""
+    return unicodedata.normalize("NFC", path.decode("utf-8", "surrogateescape").casefold())
 
 
 def parent(path: bytes) -> bytes:
