@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from rda.config import Remote as RemoteConfig
 from rda.errors import ChannelRefused, CommandFailed, ConfigError, HostKeyRefused, LinkDown, LoginFailed
-from rda.ssh.docker_socket import SPARES, DockerAddress, parse_docker
+from rda.ssh.docker_socket import REFILL_SECONDS, SPARE_COMMANDS, SPARES, DockerAddress, parse_docker
 from rda.ssh.keepalive import DOUBT_SECONDS, QUIET_SECONDS
 from rda.ssh.keys import fingerprint
 from rda.ssh.line import FIRST_DELAY, LONGEST_DELAY, TRUST_AGAIN_SECONDS, WAIT_FOR_LINK, Backoff
@@ -637,7 +637,17 @@ class SpareTests(LinkCase):
         self.network.settle()
         self.assertEqual([client.received for client in clients], [b"x"] * SPARES)
         self.successResultOf(third)
-        self.assertEqual(self.link.status().channels, SPARES + 3)
+        self.network.advance(REFILL_SECONDS, REFILL_SECONDS)
+        self.assertEqual(self.link.status().channels, SPARES + 1 + SPARES)
+
+    def test_spares_wait_their_turn(self) -> None:
+        """A spare that was taken is replaced when the request that took it has had a head start."""
+        self.start()
+        before = self.opened(b"direct-streamlocal@openssh.com")
+        self.connected(self.link.docker())
+        self.assertEqual(self.opened(b"direct-streamlocal@openssh.com"), before)
+        self.network.advance(REFILL_SECONDS, REFILL_SECONDS)
+        self.assertEqual(self.opened(b"direct-streamlocal@openssh.com"), before + 1)
 
     def test_a_spare_that_the_daemon_closes(self) -> None:
         """A spare that is closed or half-closed is not used, and is replaced after a while."""
@@ -672,7 +682,7 @@ class SpareTests(LinkCase):
         factory = Factory()
         factory.buildProtocol = lambda address: None  # type: ignore[method-assign]
         self.failureResultOf(self.link.docker().connect(factory), ChannelRefused)
-        self.network.settle()
+        self.network.advance(REFILL_SECONDS, REFILL_SECONDS)
         self.assertEqual(self.link.status().channels, SPARES)
 
 
@@ -685,6 +695,7 @@ class TcpTests(LinkCase):
         self.start()
         self.connected(self.link.docker())
         self.assertEqual(self.link.status().socket_via, "tcp")
+        self.network.advance(REFILL_SECONDS, REFILL_SECONDS)
         self.assertEqual(self.opened(b"direct-tcpip"), SPARES + 1)
 
     def test_nothing_there(self) -> None:
@@ -725,6 +736,8 @@ class LadderTests(LinkCase):
         opened = self.opened(b"direct-streamlocal@openssh.com")
         self.connected(self.link.docker())
         self.assertEqual(self.opened(b"direct-streamlocal@openssh.com"), opened)
+        self.network.advance(REFILL_SECONDS, REFILL_SECONDS)
+        self.assertEqual(self.link.status().channels, 2 + SPARE_COMMANDS)  # each is a process over there
 
     def test_socat(self) -> None:
         """Without the docker program socat does it."""

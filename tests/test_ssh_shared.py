@@ -10,6 +10,7 @@ from zope.interface.verify import verifyObject
 from rda.config import Remote as RemoteConfig
 from rda.errors import ConfigError, LinkDown
 from rda.interfaces import IRemoteHost
+from rda.ssh.docker_socket import SPARES
 from rda.ssh.link import Link
 from rda.ssh.shared import Links, SharedLink
 from tests.test_link import SOCKET, Daemon, LinkCase
@@ -77,12 +78,13 @@ class SharedTests(SharedCase):
         """Each share reaches its own daemon, over channels that are open before they are needed."""
         shares = [self.started(), self.started(OTHER)]
         for share, path in zip(shares, (SOCKET, OTHER), strict=True):
+            self.network.advance(0.1, 0.1)
             before = len(self.remote.opened)
             client = self.connected(share.docker())
             client.transport.write(b"GET /_ping HTTP/1.1\r\n\r\n")
             self.network.settle()
             self.assertTrue(client.received.startswith(b"HTTP/1.1 200 OK"))
-            # What is opened meanwhile is the next spare, of the same daemon.
+            self.network.advance(0.1, 0.1)  # what is opened then is the next spare, of the same daemon
             self.assertEqual({data[4 : 4 + data[3]] for _, data in self.remote.opened[before:]}, {path.encode()})
             self.assertEqual(share.status().socket_via, "streamlocal")
             client.transport.loseConnection()
@@ -117,10 +119,12 @@ class SharedTests(SharedCase):
     def test_no_spares_for_nobody(self) -> None:
         """The channels to a daemon that no share needs any more are closed."""
         first, second = self.started(), self.started(OTHER)
+        self.network.advance(0.1, 0.1)
         before = first.status().channels
         self.stopped(second)
-        self.assertEqual(first.status().channels, before - 2)
+        self.assertEqual(first.status().channels, before - SPARES)
         self.started(OTHER)
+        self.network.advance(0.1, 0.1)
         self.assertEqual(first.status().channels, before)
 
     def test_started_again(self) -> None:
