@@ -40,6 +40,10 @@ SETTLE_SECONDS = 0.03
 AGAIN_SECONDS = 0.05
 
 
+#: The most bytes read at once from a joined connection. With Twisted's own 64 KiB, uploads take a third more of the
+#: processor's time.
+READ_SIZE = 256 * 1024
+
 #: Bytes of an accepted connection after which no more is read while it has nowhere to go; one read may go beyond.
 MAX_EARLY = 4096
 
@@ -247,6 +251,8 @@ class Splice(Protocol):
         if self._near_over:
             far.abortConnection()
             return
+        if hasattr(near, "bufferSize"):
+            near.bufferSize = READ_SIZE
         near.registerProducer(Flow(far), True)
         if len(self._early) >= MAX_EARLY:
             near.resumeProducing()
