@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import signal
@@ -24,9 +25,11 @@ CONFIG = f"/etc/rda/{USER}.toml"
 @functools.cache
 def _machine_or_reason() -> Machine | str:
     try:
-        return Machine()
+        machine = Machine()
     except Unsupported as reason:
         return str(reason)
+    atexit.register(machine.stop)
+    return machine
 
 
 class ServiceTests(LiveTestCase):
