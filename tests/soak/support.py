@@ -69,7 +69,8 @@ class SoakTestCase(LiveTestCase):
         deadline = time.monotonic() + seconds
         while True:
             now = self.holdings()
-            back = (now.descriptors, now.threads, now.channels) <= (before.descriptors, before.threads, before.channels)
+            counts = ((getattr(now, name), getattr(before, name)) for name in ("descriptors", "threads", "channels"))
+            back = all(held <= held_before for held, held_before in counts)
             if back or time.monotonic() > deadline:
                 return now
             time.sleep(1)
