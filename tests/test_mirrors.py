@@ -182,7 +182,7 @@ class OneWayTests(MirrorCase):
     """The remote tree follows the local one."""
 
     def test_everything(self) -> None:
-        """Modes, times, links, empty directories, empty files, large files and names in any bytes arrive."""
+        """Modes, times, links of both kinds, empty directories and files, large files and names in any bytes arrive."""
         write(self.path("run.sh"), b"#!/bin/sh\n", 0o755)
         write(self.path("secret"), b"x", 0o400)
         write(self.path("empty"))
@@ -190,6 +190,7 @@ class OneWayTests(MirrorCase):
         os.makedirs(self.path("hollow/inner"))
         os.chmod(self.path("hollow/inner"), 0o2770)
         os.symlink("../nowhere", self.path("link"))
+        os.link(self.path("large"), self.path("hollow/same"))
         os.symlink("/etc", self.path("absolute"))
         with open(os.fsencode(self.local) + b"/\xff\n'\"x", "wb") as file:
             file.write(b"strange")
