@@ -9,6 +9,7 @@ import shutil
 from rda.errors import SyncHalted
 from rda.sync import pull
 from rda.sync.mirror import Settings
+from rda.sync.tree import Entry
 from tests.fakes_remote import contents
 from tests.test_mirrors import MirrorCase, write
 
@@ -152,6 +153,30 @@ class TwoWayTests(ModeCase):
         here = contents(self.local)
         self.assertEqual(here[b"d/f"][3], b"at the last moment")
         self.assertEqual(here[b"d/f.rda-conflict"][3], b"theirs")
+
+    def test_link_in_place_of_what_is_fetched(self) -> None:
+        """Modes and times are given to what was fetched, never through a link that somebody has put in its place."""
+        victim = os.path.join(self.mktemp(), "victim")
+        write(victim, b"theirs", 0o600)
+        before = os.stat(victim)
+
+        def install(root: bytes, path: bytes, temporary: bytes, there: Entry, here: Entry | None) -> Entry:
+            fetched = os.path.join(root, temporary)
+            if not self.swapped:
+                self.swapped = True
+                os.unlink(fetched)
+                os.symlink(os.path.abspath(victim), fetched)
+            return real(root, path, temporary, there, here)
+
+        real, self.swapped = pull._install, False
+        self.patch(pull, "_install", install)
+        self.write_there("d/f", b"changed there")
+        os.chmod(self.there("d/f"), 0o777)
+        self.settle()
+        after = os.stat(victim)
+        self.assertTrue(self.swapped)
+        self.assertEqual((after.st_mode, after.st_mtime_ns), (before.st_mode, before.st_mtime_ns))
+        self.assertFalse(os.path.islink(self.path("d/f")))
 
     def test_emptied_remote(self) -> None:
         """A remote copy that is suddenly empty, or was removed, deletes nothing here."""

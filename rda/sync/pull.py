@@ -7,11 +7,12 @@ renamed when it is complete.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -221,15 +222,27 @@ def _make(root: bytes, path: bytes, mode: int) -> Entry:
             found = _now(full)
             if found is None or found.kind != Kind.DIRECTORY:
                 raise Changed from None
-        os.chmod(full, mode)
+        with _opened(full, os.O_RDONLY | os.O_DIRECTORY) as directory:
+            os.fchmod(directory, mode)
     return Entry(Kind.DIRECTORY, mode)
+
+
+@contextlib.contextmanager
+def _opened(full: bytes, flags: int) -> Iterator[int]:
+    """What has this name, and no link that somebody has put there: modes and times are given to what is open."""
+    descriptor = os.open(full, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _install(root: bytes, path: bytes, temporary: bytes, there: Entry, here: Entry | None) -> Entry:
     try:
         with inside.placed(root, temporary) as fetched, inside.placed(root, path) as full:
-            os.chmod(fetched, there.mode)
-            os.utime(fetched, ns=(there.mtime_ns, there.mtime_ns))
+            with _opened(fetched, os.O_WRONLY | os.O_NONBLOCK) as file:
+                os.fchmod(file, there.mode)
+                os.utime(file, ns=(there.mtime_ns, there.mtime_ns))
             _put_in_place(fetched, full, here)
             return entry_of_file(os.lstat(full))
     except (Changed, OSError):
