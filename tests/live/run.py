@@ -18,7 +18,7 @@ TRY = """
     curl http://localhost:8080/
     echo 'edited here' > site/index.html
     curl http://localhost:8080/
-    docker stop web
+    docker rm -f web
 """
 
 
