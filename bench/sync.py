@@ -529,7 +529,9 @@ def timed(
     except GaveUp:
         results[row][contender.name].append(math.inf)
         raise
-    results[row][contender.name].append(time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    print(f"{row}, {contender.name}: {seconds:.3f} s", file=sys.stderr)  # what there is, should the run be ended early
+    results[row][contender.name].append(seconds)
     results[f"{row}, CPU here"][contender.name].append(contender.cpu() - used)
     after = contender.target.cpu()
     if there is not None and after is not None:
