@@ -121,13 +121,15 @@ class StatusTests(CommandCase):
         """What does not work is printed with its reason, and the exit code says so."""
         forward = ForwardStatus("c", "web", "80/tcp", "127.0.0.1:80", "", "not forwarded", "in use")
         problem = Problem("/src/secret", "cannot be read")
-        mirror = MirrorStatus("/src", "", "idle", files=3, bytes=10, problems=(problem,))
+        conflict = Problem("notes", "was edited on both sides")
+        mirror = MirrorStatus("/src", "", "idle", files=3, bytes=10, problems=(problem,), conflicts=(conflict,))
         document = status(forwards=[asdict(forward)], mirrors=[asdict(mirror)])
         code, out, _ = self.run_command("status", "--host", self.serve(200, json.dumps(document).encode()))
         self.assertEqual(code, TROUBLE)
         self.assertIn("127.0.0.1:80 -> web 80/tcp  not forwarded\n", out)
         self.assertIn("! web 80/tcp: in use", out)
         self.assertIn("! /src/secret: cannot be read", out)
+        self.assertIn("! /src/notes: was edited on both sides", out)
 
     def test_progress(self) -> None:
         """A transfer under way shows a bar, files and bytes."""
@@ -190,7 +192,7 @@ class StatusTests(CommandCase):
         _, out, _ = self.run_command("forwards", "--host", host)
         self.assertEqual(out, "127.0.0.1:80 -> web 80/tcp  open  0 connections, 1.5 kB in, 0 B out\n")
         _, out, _ = self.run_command("mirrors", "--host", host)
-        self.assertEqual(out, "/src (two-way)  idle  1,200 files, 10 B\n")
+        self.assertEqual(out, "/src (two-way)  idle  1,200 entries, 10 B\n")
         _, out, _ = self.run_command("--host", host, "mirrors", "--json")
         self.assertEqual(json.loads(out), [{"context": "default", **json.loads(json.dumps(mirror))}])
 

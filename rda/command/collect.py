@@ -28,7 +28,7 @@ def _run(options: argparse.Namespace, terminal: Terminal) -> int:
     if options.json:
         terminal.print(json.dumps(copies, indent=2))
     elif not copies:
-        terminal.print("nothing to remove: every copy on the remote host is used by a container")
+        terminal.print("nothing to remove: no copy on the remote host is without a container")
     else:
         terminal.print(*_table(copies))
     if not options.yes:

@@ -46,7 +46,7 @@ def _mirror(mirror: _Described, now: float) -> list[str]:
 
 
 def _summary(mirror: _Described, now: float) -> str:
-    summary = f"{mirror['files']:,} files, {size(mirror['bytes'])}"
+    summary = f"{mirror['files']:,} entries, {size(mirror['bytes'])}"
     if mirror["last_change"] is not None and mirror["latency"] is not None:
         ago = duration(max(0.0, now - mirror["last_change"]))
         summary += f"; last change {ago} ago, there after {duration(mirror['latency'])}"

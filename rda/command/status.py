@@ -46,7 +46,7 @@ def _problems(context: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if forward["reason"]:
             yield f"{forward['name']} {forward['port']}", forward["reason"]
     for mirror in context["mirrors"]:
-        for problem in mirror["problems"]:
+        for problem in (*mirror["problems"], *mirror["conflicts"]):
             yield os.path.join(mirror["source"], problem["subject"]), problem["message"]
 
 

@@ -31,7 +31,8 @@ def options_for(remote: str) -> tuple[dict[str, str | None], RemoteHost | None]:
         return {"remote": remote}, None
     host = RemoteHost()
     host.up()
-    return throwaway_options(host), host
+    # Not the state of an agent that this user may have besides.
+    return {**throwaway_options(host), "state_dir": str(host.directory / "rda-state")}, host
 
 
 def main(arguments: Sequence[str]) -> int:

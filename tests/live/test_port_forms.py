@@ -224,7 +224,7 @@ class Forms(LiveTestCase):
         port = free_port()
         self.rda.docker("run", "-d", "--name", "web", "-p", f"{port}:80", *WEB)
         labels = json.loads(self.host.docker("inspect", "-f", "{{json .Config.Labels}}", "web").stdout)
-        self.assertEqual(set(labels), {"io.rda.owner", "io.rda.request"})
+        self.assertEqual(set(labels), {"io.rda.owner", "io.rda.request", "io.rda.user"})
         copied = [word for name, value in labels.items() for word in ("--label", f"{name}={value}")]
         self.host.docker("run", "-d", "--name", "copy", "-p", "127.0.0.1::80", *copied, *WEB)
         self.rda.docker("commit", "web", "committed")
