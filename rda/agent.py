@@ -16,14 +16,14 @@ from twisted.internet.defer import Deferred, DeferredList, maybeDeferred, succee
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger, globalLogPublisher
 
-from rda.audit import Audit
+from rda.access.audit import Audit
 from rda.config import Config, Context
 from rda.context import ContextAgent
 from rda.errors import ConfigError, RdaError
-from rda.listeners import private_directory
 from rda.pages.document import Process
 from rda.pages.logs import RecentLog
-from rda.proxy.callers import Machine
+from rda.proxy.authentication import Machine
+from rda.proxy.listeners import private_directory
 from rda.record import Record, write_record
 from rda.reload import Reloading, difference
 from rda.service_manager import ServiceManager

@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from rda.admission import Admission, Users, read_admission
+from rda.access.admission import Admission, Users, read_admission
+from rda.access.policy_config import Access, read_access
+from rda.access.remotes import FINGERPRINT, parse_permit
 from rda.docker.host_network import read_ports
 from rda.errors import ConfigError, RdaError
 from rda.limits import Limits
-from rda.policy_config import Access, read_access
-from rda.remotes import FINGERPRINT, parse_permit
 
 #: The name of the context that the top level of the file, or the command line, describes.
 DEFAULT_CONTEXT = "default"
@@ -51,8 +51,8 @@ class Remote:
     :ivar accept_new: trust and remember the key of a host that no known_hosts file knows.
     :ivar ssh_config: path of the ssh_config file to use, "" for ssh's own defaults, "none" for no file.
     :ivar compression: ask for ``zlib@openssh.com``.
-    :ivar permits: entries of the list of hosts that may be connected to, jump hosts included (:mod:`rda.remotes`); None
-        allows every host.
+    :ivar permits: entries of the list of hosts that may be connected to, jump hosts included
+        (:mod:`rda.access.remotes`); None allows every host.
     """
 
     target: str
@@ -128,7 +128,7 @@ class Context:
 
 @dataclass(frozen=True)
 class AuditSettings:
-    """Where and how the audit is kept; see :class:`rda.audit.Audit`.
+    """Where and how the audit is kept; see :class:`rda.access.audit.Audit`.
 
     :ivar path: of the file; "" for ``audit.jsonl`` in the state directory.
     """

@@ -22,34 +22,34 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from rda.access.audit import Audit
+from rda.access.gate import Gate
+from rda.access.ownership import Ownership
 from rda.api import DaemonAPI
-from rda.audit import Audit
 from rda.config import Context
-from rda.containers import Containers
+from rda.containers.calls import Containers
+from rda.containers.made_here import MadeHere
+from rda.containers.reconciler import Reconciler
+from rda.containers.waiting import Waiting
 from rda.docker.binds import Rules, System
 from rda.docker.host_network import HostForwards, read_ports
 from rda.docker.sources import Sources
 from rda.errors import RdaError
-from rda.exposed import Exposed
-from rda.forwards import Forwards
-from rda.gate import Gate
-from rda.listeners import docker_host, is_network, listen, private_directory
-from rda.made_here import MadeHere
-from rda.ownership import Ownership
 from rda.pages.document import Process
 from rda.pages.logs import RecentLog
 from rda.pages.tree import Pages
-from rda.proxy.callers import Callers, Machine
+from rda.ports.exposed import Exposed
+from rda.ports.forwards import Forwards
+from rda.proxy.authentication import Callers, Machine
 from rda.proxy.certificates import ServerTLS, TLSFactory
+from rda.proxy.listeners import docker_host, is_network, listen, private_directory
 from rda.proxy.server import DockerSite
-from rda.reconciler import Reconciler
 from rda.record import RecordedContext
 from rda.ssh.shared import Links
 from rda.status import ContextStatus, LinkStatus, Problem
 from rda.sync.mirror import Settings
 from rda.sync.mirrors import Mirrors
 from rda.sync.owner import OwnerChoice
-from rda.waiting import Waiting
 from rda.words import progress
 
 __all__ = ["ContextAgent"]

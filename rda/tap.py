@@ -16,11 +16,11 @@ from twisted.application.service import IService
 from twisted.python import usage
 
 from rda import __version__
-from rda.admission import Users
+from rda.access.admission import Users
 from rda.config import Config, Outside, load
 from rda.errors import ConfigError, RdaError
-from rda.listeners import endpoint_problem
 from rda.proxy.certificates import ServerTLS
+from rda.proxy.listeners import endpoint_problem
 
 
 class Options(usage.Options):

@@ -8,7 +8,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, fail, succeed
 
 from rda.docker.ports import Listener
-from rda.forwards import Reservation
+from rda.ports.forwards import Reservation
 from rda.status import MirrorStatus
 from rda.sync.mirrors import Place
 

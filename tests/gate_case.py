@@ -10,18 +10,18 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.server import Site
 
+from rda.access.audit import Audit
+from rda.access.caller import Caller, Proof
+from rda.access.gate import Gate
+from rda.access.ownership import Ownership
+from rda.access.policy_config import read_access
 from rda.api import DaemonAPI
-from rda.audit import Audit
-from rda.callers import Caller, Proof
-from rda.containers import Containers
+from rda.containers.calls import Containers
+from rda.containers.reconciler import Reconciler
 from rda.docker.binds import Rules, System
 from rda.docker.sources import Sources
-from rda.gate import Gate
-from rda.ownership import Ownership
-from rda.policy_config import read_access
-from rda.proxy.callers import Visitor
+from rda.proxy.authentication import Visitor
 from rda.proxy.server import DockerSite
-from rda.reconciler import Reconciler
 from tests.fake_parts import FakeForwards, FakeMirrors
 from tests.memory_network import Network, Peer
 from tests.small_daemon import SiteEndpoint, SmallDaemon

@@ -9,7 +9,7 @@ from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.protocol import Factory, Protocol
 from twisted.trial.unittest import TestCase
 
-from rda.adopted import adopt_unix_port
+from rda.proxy.adopted import adopt_unix_port
 
 
 class AdoptedTests(TestCase):

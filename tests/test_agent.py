@@ -21,7 +21,7 @@ from rda.agent import Agent, settled, summary
 from rda.config import Config, Context, Remote
 from rda.context import identity
 from rda.errors import ConfigError, RdaError
-from rda.listeners import private_directory
+from rda.proxy.listeners import private_directory
 from rda.record import RecordedContext
 from rda.ssh.link import Link
 from rda.ssh.shared import Links

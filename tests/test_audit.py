@@ -14,7 +14,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from rda.audit import Audit, AuditUnwritable, Record, files_of, read, timestamp
+from rda.access.audit import Audit, AuditUnwritable, Record, files_of, read, timestamp
 from rda.command import main
 from rda.command.base import Exit
 from tests.gate_case import GateCase

@@ -20,11 +20,11 @@ from twisted.internet.testing import StringTransport
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.trial.unittest import SynchronousTestCase
 
-from rda.admission import Admission
-from rda.callers import Caller, Proof
+from rda.access.admission import Admission
+from rda.access.caller import Caller, Proof
+from rda.access.peers import OVERFLOW_UID, Credentials
 from rda.errors import RdaError, Refused
-from rda.peers import OVERFLOW_UID, Credentials
-from rda.proxy.callers import Callers, Machine, Unauthorized
+from rda.proxy.authentication import Callers, Machine, Unauthorized
 from rda.proxy.certificates import CertificateProblem, ServerTLS, TLSFactory
 from tests.certificates import Authority
 from tests.memory_network import Peer

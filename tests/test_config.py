@@ -9,7 +9,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from rda.admission import Admission, Users
+from rda.access.admission import Admission, Users
 from rda.config import AuditSettings, Config, Forward, Outside, Rule, load
 from rda.errors import ConfigError
 from rda.limits import Limits

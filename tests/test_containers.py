@@ -10,9 +10,11 @@ from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
+from rda.access.caller import Caller, Proof
 from rda.api import DaemonAPI
-from rda.callers import Caller, Proof
-from rda.containers import Containers
+from rda.containers.calls import Containers
+from rda.containers.reconciler import Reconciler
+from rda.containers.waiting import EXPLAIN_SECONDS, Waiting
 from rda.docker import document, routes
 from rda.docker.binds import Rules, System
 from rda.docker.host_network import FORWARD_LABEL, HostForwards, read_ports
@@ -20,9 +22,7 @@ from rda.docker.request import OWNER_LABEL, REQUEST_LABEL, USER_LABEL, find_requ
 from rda.docker.routes import Call, Outgoing
 from rda.docker.sources import Sources
 from rda.errors import BadRequest, PortUnavailable, Refused, SyncFailed
-from rda.reconciler import Reconciler
 from rda.status import MirrorStatus, WaitStatus
-from rda.waiting import EXPLAIN_SECONDS, Waiting
 from tests.fake_daemon import daemon
 from tests.fake_parts import FakeForwards, FakeMirrors
 

@@ -1,4 +1,4 @@
-"""rda.exposed: ports of this machine that containers reach, and no others."""
+"""rda.ports.exposed: ports of this machine that containers reach, and no others."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from rda import exposed as module
 from rda.errors import ChannelRefused, CommandFailed, LinkDown, RdaError
-from rda.exposed import ANSWER_SECONDS, COMMAND, NO_PROGRAM, Exposed
 from rda.interfaces import IRemoteHost, IRemoteListener
-from rda.programs import NO_INTERPRETER, READY
+from rda.ports import exposed as module
+from rda.ports.exposed import ANSWER_SECONDS, COMMAND, NO_PROGRAM, Exposed
+from rda.ports.programs import NO_INTERPRETER, READY
 from tests.memory_network import MemoryEndpoint, Network, Peer
 from tests.program_case import TIMEOUT, ProgramCase
 

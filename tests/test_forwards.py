@@ -1,4 +1,4 @@
-"""rda.forwards: local listeners that are there exactly while they should be, and lead where they should."""
+"""rda.ports.forwards: local listeners that are there exactly while they should be, and lead where they should."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from rda import forwards as module
 from rda.docker.ports import Listener, Published
 from rda.errors import ChannelRefused, LinkDown, PortUnavailable
-from rda.forwards import STARTING_SECONDS, Forwards, listener
 from rda.interfaces import IRemoteHost
-from rda.splice import AGAIN_SECONDS, LINGER_SECONDS, MAX_EARLY, SETTLE_SECONDS
+from rda.ports import forwards as module
+from rda.ports.forwards import STARTING_SECONDS, Forwards, listener
+from rda.ports.splice import AGAIN_SECONDS, LINGER_SECONDS, MAX_EARLY, SETTLE_SECONDS
 from tests.memory_network import HIGH_WATER, MemoryEndpoint, MemoryTransport, Network, Peer
 
 WEB = Published(80, "tcp", "", 8080, 8080)

@@ -15,7 +15,15 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import Factory
 from twisted.trial.unittest import SynchronousTestCase
 
-from rda.listeners import BACKLOG, CannotListen, docker_host, endpoint_problem, is_network, listen, private_directory
+from rda.proxy.listeners import (
+    BACKLOG,
+    CannotListen,
+    docker_host,
+    endpoint_problem,
+    is_network,
+    listen,
+    private_directory,
+)
 
 
 class Reactor:

@@ -1,4 +1,4 @@
-"""rda.made_here: which containers are ours, and that a restart or a torn line does not change that."""
+"""rda.containers.made_here: which containers are ours, and that a restart or a torn line does not change that."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from rda import made_here as module
+from rda.containers import made_here as module
+from rda.containers.made_here import MadeHere
 from rda.errors import StateUnwritable
-from rda.made_here import MadeHere
 
 ONE, TWO = "a" * 64, "b" * 64
 

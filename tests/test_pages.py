@@ -13,14 +13,14 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import LogLevel
 from twisted.trial.unittest import SynchronousTestCase
 
-from rda.callers import Caller, Proof
+from rda.access.caller import Caller, Proof
 from rda.errors import BadRequest, LinkDown
 from rda.pages.control import ACTIONS
 from rda.pages.document import Process, status_document
 from rda.pages.live import HEARTBEAT_SECONDS, LOOK_SECONDS, MAX_STREAMS
 from rda.pages.logs import LINES_KEPT, LONGEST_LINE, RecentLog
 from rda.pages.tree import Pages
-from rda.proxy.callers import Visitor
+from rda.proxy.authentication import Visitor
 from rda.status import (
     CallStatus,
     ContextStatus,

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from rda import peers
-from rda.peers import ProcTable, SocketTable
+from rda.access import peers
+from rda.access.peers import ProcTable, SocketTable
 
 #: A line of /proc/net/tcp: local, remote, state, uid, inode.
 LINE = "   0: {} {} {} 00000000:00000000 00:00000000 00000000 {:5d}        0 {} 1 0000000000000000 100 0 0 10 0\n"

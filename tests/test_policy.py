@@ -9,14 +9,14 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from rda.access.policy import FLAGS, LIMITS, LISTS, PRESETS, Facts, Policy, judge, refused
+from rda.access.policy_config import Access, read_access
 from rda.docker import routes
 from rda.docker.claims import Claim, Kind
 from rda.docker.endpoints import ENDPOINTS, JUDGED, canonical_body, claims_of
 from rda.docker.ports import Published
 from rda.docker.rewrite import canonical_create
 from rda.errors import BadRequest, ConfigError
-from rda.policy import FLAGS, LIMITS, LISTS, PRESETS, Facts, Policy, judge, refused
-from rda.policy_config import Access, read_access
 
 DEVELOPER = PRESETS["developer"]
 

@@ -9,11 +9,11 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from rda.api import DaemonAPI
+from rda.containers.reconciler import RETRY_PORTS_SECONDS, Reconciler
 from rda.docker.host_network import HostForwards, read_ports
 from rda.docker.ports import Published
 from rda.docker.request import OWNER_LABEL, REQUEST_LABEL, Request
 from rda.errors import PortUnavailable
-from rda.reconciler import RETRY_PORTS_SECONDS, Reconciler
 from tests.fake_daemon import daemon
 from tests.fake_parts import FakeForwards, FakeMirrors
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from rda.access.remotes import Permit, parse_permit, pins_for
 from rda.errors import LoginFailed
-from rda.remotes import Permit, parse_permit, pins_for
 
 A, B = "SHA256:" + "a" * 43, "SHA256:" + "b" * 43
 

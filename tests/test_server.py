@@ -16,11 +16,11 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IRequest
 from twisted.web.resource import Resource
 
-from rda.callers import Caller, Proof
+from rda.access.caller import Caller, Proof
 from rda.docker.routes import Call
 from rda.errors import Refused
 from rda.limits import Limits
-from rda.proxy.callers import Visitor
+from rda.proxy.authentication import Visitor
 from tests.adversarial import HOST, MALFORMED, MALFORMED_CHUNKS, get
 from tests.memory_network import Peer
 from tests.relay_case import GET, OK, RelayCase, answer, post

@@ -1,4 +1,4 @@
-"""rda.udp: datagrams keep their boundaries, answers find their clients, and idle flows end."""
+"""rda.ports.udp: datagrams keep their boundaries, answers find their clients, and idle flows end."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from rda import udp as module
 from rda.docker.ports import Listener, Published
 from rda.errors import ChannelRefused, CommandFailed, LinkDown
-from rda.forwards import Forwards
 from rda.interfaces import IRemoteHost
-from rda.udp import COMMAND, IDLE_SECONDS, MAX_QUEUED, NO_PROGRAM, PROBE_SECONDS, READY, udp_listener
+from rda.ports import udp as module
+from rda.ports.forwards import Forwards
+from rda.ports.udp import COMMAND, IDLE_SECONDS, MAX_QUEUED, NO_PROGRAM, PROBE_SECONDS, READY, udp_listener
 from tests.memory_network import HIGH_WATER, MemoryEndpoint, Network, Peer
 from tests.program_case import TIMEOUT, ProgramCase
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rda.audit import files_of, read
+from rda.access.audit import files_of, read
 from rda.command.base import Command, CommandError, Exit
 from rda.command.endpoint import state_directory
 from rda.command.terminal import Terminal, plain

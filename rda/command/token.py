@@ -7,7 +7,7 @@ import hashlib
 import json
 import secrets
 
-from rda.admission import TOKEN_PREFIX, is_user_name
+from rda.access.admission import TOKEN_PREFIX, is_user_name
 from rda.command.base import Command, CommandError, Exit
 from rda.command.terminal import Terminal
 

@@ -1,4 +1,4 @@
-"""What a request reaches for beyond its own container: claims, for :mod:`rda.policy` to judge. Pure.
+"""What a request reaches for beyond its own container: claims, for :mod:`rda.access.policy` to judge. Pure.
 
 A claim names one privilege, path, device, namespace, driver or image, and where in the request it stands. Reading goes
 the safe way round: a field is harmless only if it is listed here as harmless; every other one that is set is a claim.

@@ -1,7 +1,7 @@
 """rda's labels where clients could set or see them: documents of containers, and whatever makes or shows images. Pure.
 
-Whose a container is, is never decided by labels alone (:mod:`rda.made_here`): what is refused here could not do harm,
-but it could mislead whoever reads it.
+Whose a container is, is never decided by labels alone (:mod:`rda.containers.made_here`): what is refused here could
+not do harm, but it could mislead whoever reads it.
 """
 
 from __future__ import annotations

@@ -174,7 +174,7 @@ def owner_of(document: Mapping[str, object]) -> str | None:
 def claims(container: Mapping[str, object], owner: str) -> bool:
     """Return whether a container's labels say that ``owner`` made it.
 
-    That counts only where :class:`rda.made_here.MadeHere` holds the container too: labels can be copied.
+    That counts only where :class:`rda.containers.made_here.MadeHere` holds the container too: labels can be copied.
     """
     return owner_of(container) == owner and find_request(labels_of(container)) is not None
 

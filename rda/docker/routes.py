@@ -18,7 +18,7 @@ from enum import Enum, auto
 from functools import lru_cache
 from urllib.parse import quote, unquote_to_bytes
 
-from rda.callers import UNPROVED, Caller
+from rda.access.caller import UNPROVED, Caller
 from rda.errors import BadRequest
 
 __all__ = [

@@ -11,7 +11,7 @@ from twisted.web import server
 from twisted.web.iweb import IRequest
 from twisted.web.resource import Resource
 
-from rda.callers import UNPROVED, Proof
+from rda.access.caller import UNPROVED, Proof
 from rda.errors import RdaError, Refused
 from rda.pages.document import serialise
 

@@ -31,7 +31,7 @@ from zope.interface import implementer
 from rda.errors import BadRequest, HeadTooLarge, RdaError, RequestTimeout
 from rda.limits import Limits
 from rda.proxy import tls
-from rda.proxy.callers import Visitor
+from rda.proxy.authentication import Visitor
 from rda.proxy.request import error_answer
 from rda.proxy.tunnel import Tunnel, hung_up
 from rda.proxy.wire import Chunked, WireError, tokens

@@ -10,7 +10,7 @@ from twisted.python.failure import Failure
 from twisted.web import server
 from twisted.web.http import RESPONSES, Request
 
-from rda.callers import UNPROVED
+from rda.access.caller import UNPROVED
 from rda.errors import BodyTooLarge, RdaError
 from rda.proxy.relay import Exchange
 from rda.proxy.tunnel import Tunnel

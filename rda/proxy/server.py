@@ -16,12 +16,12 @@ from twisted.web import server
 from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
 
-from rda.callers import Caller
+from rda.access.caller import Caller
 from rda.docker import routes
 from rda.errors import RdaError
 from rda.interfaces import ICallRewriter, IGate
 from rda.limits import Limits
-from rda.proxy.callers import Visitor, anybody
+from rda.proxy.authentication import Visitor, anybody
 from rda.proxy.calls import Calls
 from rda.proxy.channel import DockerChannel
 from rda.proxy.counters import CallCounters, Counters

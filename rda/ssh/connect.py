@@ -17,8 +17,8 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
+from rda.access.remotes import pins_for
 from rda.errors import LinkDown, LoginFailed, RdaError
-from rda.remotes import pins_for
 from rda.ssh.address_family import in_family
 from rda.ssh.channels import direct_tcp
 from rda.ssh.host_keys import HostKeys
@@ -47,7 +47,7 @@ class Connector:
     :param environ: for proxy commands.
     :param wall_clock: seconds since the epoch, for the validity of host certificates.
     :param pins: fingerprints that the target's host key has to have; jump hosts are looked up in known_hosts.
-    :param permits: the hosts that may be connected to, jump hosts included, and their keys (:mod:`rda.remotes`).
+    :param permits: the hosts that may be connected to, jump hosts included, and their keys (:mod:`rda.access.remotes`).
     :param direct: makes the endpoint for a host and port without a jump or proxy command; tests replace it.
     """
 

@@ -1,4 +1,4 @@
-"""The gate: every call is judged, owned and noted before :class:`rda.containers.Containers` hears of it.
+"""The gate: every call is judged, owned and noted before :class:`rda.containers.calls.Containers` hears of it.
 
 It stands in front of a context that has a policy, an owner filter or an audit; others have none. A call that may pass
 is changed so that it means to the daemon exactly what was judged: containers are named by their full ids, bind sources
@@ -17,8 +17,12 @@ from typing import Any, cast
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
+from rda.access.audit import Audit, Record, timestamp
+from rda.access.ownership import Ownership
+from rda.access.policy import LIMITS, Facts, Policy, judge, refused
+from rda.access.policy_config import Access
+from rda.access.quotas import Quotas
 from rda.api import DaemonAPI
-from rda.audit import Audit, Record, timestamp
 from rda.docker import binds, owned, rewrite
 from rda.docker import claims as claims_module
 from rda.docker.claims import Claim, Kind
@@ -30,10 +34,6 @@ from rda.docker.routes import Call, Note, Outgoing, RequestBody
 from rda.docker.sources import Sorted, Sources
 from rda.errors import NotFound, RdaError, Refused
 from rda.interfaces import ICallRewriter, IGate
-from rda.ownership import Ownership
-from rda.policy import LIMITS, Facts, Policy, judge, refused
-from rda.policy_config import Access
-from rda.quotas import Quotas
 
 __all__ = ["Gate"]
 

@@ -15,7 +15,7 @@ READY = b"RDA1\n"
 #: The exit status of a :func:`command` where no interpreter is found: the shell's own for that.
 NO_INTERPRETER = 127
 
-# Datagrams: see rda.udp.
+# Datagrams: see rda.ports.udp.
 
 RELAY_PYTHON = r"""
 import os, select, socket, struct
@@ -100,7 +100,7 @@ while (1) {
 }
 """
 
-# Connections to addresses of the remote host, each passed on to a socket: see rda.exposed.
+# Connections to addresses of the remote host, each passed on to a socket: see rda.ports.exposed.
 
 EXPOSE_PYTHON = r"""
 import os, socket, sys, threading, time

@@ -2,13 +2,13 @@
 
 A container reaches the address of its bridge's gateway, which is the remote host's own. An ordinary SSH server listens
 for us on its loopback addresses only (``GatewayPorts no``), where no container gets. So it is asked to listen on
-UNIX-domain sockets that only the login's own user can open, and a small program (:mod:`rda.programs`) listens at the
-gateway's address and passes what it accepts on to them. Nothing is opened on any network of the remote host but that
-bridge; whoever is on the bridge, or on the host itself, can connect, and gets no further than the named ports.
+UNIX-domain sockets that only the login's own user can open, and a small program (:mod:`rda.ports.programs`) listens at
+the gateway's address and passes what it accepts on to them. Nothing is opened on any network of the remote host but
+that bridge; whoever is on the bridge, or on the host itself, can connect, and gets no further than the named ports.
 
 Per port::
 
-    container ─▶ 172.17.0.1:5432 (the program) ─▶ socket (sshd) ══SSH══▶ here ─▶ 127.0.0.1:5432, else [::1]:5432
+container ─▶ 172.17.0.1:5432 (the program) ─▶ socket (sshd) ══SSH══▶ here ─▶ 127.0.0.1:5432, else [::1]:5432
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from zope.interface import implementer
 from rda.docker.rewrite import HOST_NAME
 from rda.errors import ChannelRefused, CommandFailed, RdaError
 from rda.interfaces import IRemoteHost, IRemoteListener
-from rda.programs import EXPOSE_PERL, EXPOSE_PYTHON, NO_INTERPRETER, READY, command
-from rda.splice import Splice
+from rda.ports.programs import EXPOSE_PERL, EXPOSE_PYTHON, NO_INTERPRETER, READY, command
+from rda.ports.splice import Splice
 from rda.status import ForwardStatus
 
 __all__ = ["COMMAND", "MAX_CONNECTIONS", "Exposed"]

@@ -18,14 +18,14 @@ from typing import Any
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.logger import Logger
 
-from rda import peers
-from rda.admission import TOKEN_PREFIX, Admission
-from rda.callers import Caller, Proof
+from rda.access import peers
+from rda.access.admission import TOKEN_PREFIX, Admission
+from rda.access.caller import Caller, Proof
+from rda.access.peers import OVERFLOW_UID, Credentials, NoSocketTable, ProcTable, SocketTable
 from rda.errors import RdaError, Refused
-from rda.listeners import is_network
-from rda.peers import OVERFLOW_UID, Credentials, NoSocketTable, ProcTable, SocketTable
 from rda.proxy import tls
 from rda.proxy.certificates import user_of
+from rda.proxy.listeners import is_network
 
 __all__ = ["Callers", "Fields", "Machine", "Unauthorized", "Visitor", "anybody"]
 

@@ -25,9 +25,9 @@ from twisted.internet.endpoints import AdoptedStreamServerEndpoint, serverFromSt
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 
-from rda import peers
-from rda.adopted import adopt_unix_port
+from rda.access import peers
 from rda.errors import RdaError
+from rda.proxy.adopted import adopt_unix_port
 
 __all__ = [
     "BACKLOG",

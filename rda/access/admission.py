@@ -1,7 +1,7 @@
 """Who gets in: the keys of the configuration that say so, as one frozen :class:`Admission`. Pure.
 
 A caller is known by the user that owns the connection on this machine, by a TLS client certificate, or by a bearer
-token; see :mod:`rda.callers` for what becomes of that.
+token; see :mod:`rda.access.caller` for what becomes of that.
 """
 
 from __future__ import annotations

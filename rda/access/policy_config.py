@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rda.policy import FLAGS, LIMITS, LISTS, PRESETS, Policy
+from rda.access.policy import FLAGS, LIMITS, LISTS, PRESETS, Policy
 
 __all__ = ["Access", "read_access"]
 

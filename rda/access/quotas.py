@@ -10,10 +10,10 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
+from rda.access.policy import Facts, Policy
 from rda.api import DaemonAPI
 from rda.docker.owned import marked
 from rda.docker.request import find_request, labels_of
-from rda.policy import Facts, Policy
 
 __all__ = ["Quotas"]
 

@@ -1,9 +1,9 @@
 """Whose a container, exec, volume or network on the remote host is: asked of the daemon, by any spelling of its name.
 
-A container is a user's when this context made it (:mod:`rda.made_here` vouches for its id) and its label names the
-user. A volume or network is when its labels, which only rda sets, say so; an anonymous volume, when only containers of
-the user's have it mounted. What is not the caller's is not there: the answer is the daemon's own for a name that
-nothing has.
+A container is a user's when this context made it (:mod:`rda.containers.made_here` vouches for its id) and its label
+names the user. A volume or network is when its labels, which only rda sets, say so; an anonymous volume, when only
+containers of the user's have it mounted. What is not the caller's is not there: the answer is the daemon's own for a
+name that nothing has.
 """
 
 from __future__ import annotations

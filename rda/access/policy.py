@@ -6,7 +6,7 @@ configuration that decided.
 
 What a request reaches for is read from the canonical document, in :mod:`rda.docker.claims`; which calls there are, from
 :mod:`rda.docker.endpoints`. Facts that need a look at the world (where a symbolic link leads, whose a container is, how
-much there is already) are gathered by :mod:`rda.gate`.
+much there is already) are gathered by :mod:`rda.access.gate`.
 """
 
 from __future__ import annotations

@@ -22,9 +22,9 @@ from twisted.logger import Logger
 from rda.docker.ports import Listener, Listeners, Published, shown_addresses
 from rda.errors import PortUnavailable
 from rda.interfaces import IRemoteHost
-from rda.splice import Splice
+from rda.ports.splice import Splice
+from rda.ports.udp import ListenUDP, UDPForward, probe, udp_listener
 from rda.status import ForwardStatus
-from rda.udp import ListenUDP, UDPForward, probe, udp_listener
 
 __all__ = ["MAX_CONNECTIONS", "MAX_HELD", "MAX_PORTS", "Forwards", "Reservation", "listener"]
 

@@ -2,7 +2,7 @@
 
 ``create`` is rewritten so that the daemon mounts mirrored directories and publishes on ports of its own; ``start``
 waits until the mounts are complete and the local ports are open; answers show what the user asked for. What the
-daemon does by itself between calls is :mod:`rda.reconciler`'s.
+daemon does by itself between calls is :mod:`rda.containers.reconciler`'s.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from rda.access.caller import Caller
 from rda.api import DaemonAPI
-from rda.callers import Caller
+from rda.containers.reconciler import Owned, Reconciler
+from rda.containers.waiting import Waiting
 from rda.docker import labels, rewrite
 from rda.docker.binds import volume_source
 from rda.docker.host_network import HostForwards
@@ -27,12 +29,10 @@ from rda.docker.request import USER_LABEL, labels_of
 from rda.docker.routes import Call, Outgoing
 from rda.docker.sources import Sorted, Sources
 from rda.errors import RdaError, Refused
-from rda.exposed import Exposed
-from rda.forwards import Forwards
 from rda.interfaces import ICallRewriter
-from rda.reconciler import Owned, Reconciler
+from rda.ports.exposed import Exposed
+from rda.ports.forwards import Forwards
 from rda.sync.mirrors import Mirrors
-from rda.waiting import Waiting
 from rda.words import size
 
 __all__ = ["Containers"]

@@ -35,7 +35,7 @@ from zope.interface import implementer
 from rda.docker.ports import Published
 from rda.errors import ChannelRefused, CommandFailed, RdaError
 from rda.interfaces import IRemoteHost
-from rda.programs import NO_INTERPRETER, READY, RELAY_PERL, RELAY_PYTHON, command
+from rda.ports.programs import NO_INTERPRETER, READY, RELAY_PERL, RELAY_PYTHON, command
 
 __all__ = ["COMMAND", "IDLE_SECONDS", "MAX_FLOWS", "MAX_QUEUED", "NO_PROGRAM", "UDPForward", "probe", "udp_listener"]
 

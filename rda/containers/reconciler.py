@@ -19,12 +19,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from rda.api import DaemonAPI
+from rda.containers.made_here import MadeHere
 from rda.docker import rewrite
 from rda.docker.host_network import HostForwards
 from rda.docker.ports import Published
 from rda.errors import RdaError
-from rda.forwards import Forwards
-from rda.made_here import MadeHere
+from rda.ports.forwards import Forwards
 from rda.status import Problem
 from rda.sync.mirrors import Mirrors
 
