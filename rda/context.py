@@ -46,6 +46,7 @@ from rda.proxy.listeners import docker_host, is_network, listen, private_directo
 from rda.proxy.server import DockerSite
 from rda.record import RecordedContext
 from rda.ssh.shared import Links
+from rda.state_lock import StateLock
 from rda.status import ContextStatus, LinkStatus, Problem
 from rda.sync.mirror import Settings
 from rda.sync.mirrors import Mirrors
@@ -101,6 +102,7 @@ class ContextAgent(Service):
         self._reactor = reactor
         self.context = context
         self._state_dir = state_dir / context.name
+        self._lock = StateLock(self._state_dir)
         self._say = say
         self._surroundings = surroundings
         self._ports: list[IListeningPort] = []
@@ -121,8 +123,17 @@ class ContextAgent(Service):
         :raises RdaError, OSError: it cannot be; nothing has been started.
         """
         super().startService()
-        context = self.context
         private_directory(self._state_dir)
+        self._lock.take()
+        try:
+            self._wire_and_start()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _wire_and_start(self) -> None:
+        """Do so, now that the state directory is ours alone."""
+        context = self.context
         owner = identity(self._state_dir)
         if context.admission.tls:
             self._tls = ServerTLS(context.admission.tls, need_certificate=not context.admission.tokens)
@@ -301,7 +312,12 @@ class ContextAgent(Service):
     def stopService(self) -> Deferred[None]:
         """Close everything; fires when it is closed."""
         super().stopService()
-        return Deferred.fromCoroutine(self._stop()) if self.wired else succeed(None)
+        stopping = Deferred.fromCoroutine(self._stop()) if self.wired else succeed(None)
+        return stopping.addBoth(self._stopped)
+
+    def _stopped(self, result: Any) -> Any:
+        self._lock.release()
+        return result
 
     def _listeners(self) -> tuple[str, ...]:
         return tuple(docker_host(port.getHost()) for port in self._ports)
@@ -359,9 +375,13 @@ def identity(state_dir: Path) -> str:
         owner = path.read_text(encoding="ascii").strip()
     except FileNotFoundError:
         owner = secrets.token_hex(16)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        new = path.with_name(path.name + ".new")  # half an identity, on a full disk, would be a damaged one for ever
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
             file.write(owner + "\n")
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(new, path)
     if not re.fullmatch("[0-9a-f]{32}", owner):
         raise RdaError(f"{path} is damaged; restore it, or remove it to begin with a new identity")
     return owner

@@ -80,6 +80,10 @@ class StateUnwritable(RdaError):
     """What rda has to remember cannot be written to its state directory."""
 
 
+class StateInUse(RdaError):
+    """Another process uses the state directory."""
+
+
 class DaemonError(RdaError):
     """The remote Docker daemon answered a call of rda's own with an error status."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -114,6 +116,73 @@ class MadeHereTests(SynchronousTestCase):
         record.made("n0", ONE)
         self.assertTrue(record.holds(ONE, "n0"))
         self.flushLoggedErrors()
+
+    def test_taken_in_parts(self) -> None:
+        """A write that a nearly full disk takes only a part of loses nothing: not the line, and not the next one."""
+        write = os.write
+        self.patch(os, "write", lambda descriptor, data: write(descriptor, data[:7]))
+        record = self.record()
+        record.made("n1", ONE)
+        record.made("n2", TWO)
+        again = self.record()
+        self.assertEqual((again.holds(ONE, "n1"), again.holds(TWO, "n2")), (True, True))
+
+    def test_torn_by_a_full_disk(self) -> None:
+        """A line of which only a part was written does not spoil the one after it."""
+        record = self.record()
+        with self.full_disk(3):
+            self.assertRaises(StateUnwritable, record.intend, "n1")
+        record.made("n2", TWO)
+        self.assertTrue(self.record().holds(TWO, "n2"))
+
+    def test_full_at_start(self) -> None:
+        """On a full disk the record of before is kept as it is, whole, and is written on when there is room again."""
+        record = self.record()
+        record.made("n1", ONE)
+        record.close()
+        before = set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
+        with self.full_disk(5):
+            record = self.record()
+        self.assertTrue(record.holds(ONE, "n1"))
+        if before is not None:
+            self.assertEqual(len(os.listdir("/proc/self/fd")), len(before) + 1)
+        record.made("n2", TWO)
+        again = self.record()
+        self.assertEqual((again.holds(ONE, "n1"), again.holds(TWO, "n2")), (True, True))
+
+    def test_no_room_to_shorten(self) -> None:
+        """A line that is written counts, though there is no room for a shorter file."""
+        self.patch(module, "SPARE_LINES", 3)
+        record = self.record()
+        self.patch(os, "replace", self.no_room)
+        for _ in range(10):
+            record.intend("n1")
+            record.made("n1", ONE)
+            record.removed(ONE)
+        record.made("n2", TWO)
+        self.assertTrue(self.record().holds(TWO, "n2"))
+
+    def no_room(self, *_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    @contextlib.contextmanager
+    def full_disk(self, room: int) -> Iterator[None]:
+        """For the length of a block, the disk takes so many bytes, and no more."""
+        write, left = os.write, room
+
+        def fills(descriptor: int, data: bytes) -> int:
+            nonlocal left
+            if not left:
+                self.no_room()
+            taken = write(descriptor, data[:left])
+            left -= taken
+            return taken
+
+        patched = self.patch(os, "write", fills)
+        try:
+            yield
+        finally:
+            patched.restore()
 
     def test_in_memory(self) -> None:
         """Without a file, it is kept as long as the process."""

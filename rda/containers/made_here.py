@@ -52,6 +52,7 @@ class MadeHere:
         self._nonces: dict[str, str] = {}  # id -> nonce
         self._pending: dict[str, None] = {}
         self._lines = 0
+        self._torn = False
 
     def open(self) -> None:
         """Read the record, and be ready to write it."""
@@ -62,7 +63,13 @@ class MadeHere:
             for line in self._path.read_text(encoding="ascii", errors="replace").splitlines():
                 self._read(line.split(" "), made)
             self._nonces = {container: nonce for nonce, container in [*made.items()][-MAX_REMEMBERED:]}
-        self._write_anew()
+        try:
+            self._write_anew()
+        except OSError as error:  # a full disk: what is written down stays as it is, and creates say that they cannot be
+            if not self._path.exists():
+                raise
+            self._log.warn("{path} cannot be written: {reason}", path=str(self._path), reason=error.strerror)
+            self._append()
 
     def _read(self, fields: list[str], made: dict[str, str]) -> None:
         """Take in one line; the last one may be torn."""
@@ -133,15 +140,32 @@ class MadeHere:
         except OSError as error:
             self._log.error("{path} cannot be written: {reason}", path=str(self._path), reason=error.strerror)
 
+    def _append(self) -> None:
+        """Go on with the file as it is; its last line may be torn."""
+        assert self._path is not None
+        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+        self._torn = True
+
     def _write(self, line: str) -> None:
         if self._descriptor is None:
             return
-        os.write(self._descriptor, f"{line}\n".encode("ascii"))
+        begin = "\n" if self._torn else ""
+        self._torn = True  # until it is known to be whole: what was torn off must not become one line with the next
+        _write_whole(self._descriptor, f"{begin}{line}\n".encode("ascii"))
+        self._torn = False
         self._lines += 1
         if self._lines > len(self._nonces) + len(self._pending) + SPARE_LINES:
-            self._write_anew()
+            self._shorten()
         else:
             self._sync(self._descriptor)
+
+    def _shorten(self) -> None:
+        """Leave out what is over; where there is no room for that, the line is written all the same."""
+        try:
+            self._write_anew()
+        except OSError as error:
+            self._lines = len(self._nonces) + len(self._pending)  # not again for each line
+            self._log.warn("{path} cannot be written anew: {reason}", path=str(self._path), reason=error.strerror)
 
     def _write_anew(self) -> None:
         """Replace the file by one without what is over."""
@@ -149,11 +173,22 @@ class MadeHere:
         lines = [f"= {nonce} {container}\n" for container, nonce in self._nonces.items()]
         lines += [f"? {nonce}\n" for nonce in self._pending]
         fresh = self._path.with_name(self._path.name + ".new")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         descriptor = os.open(fresh, flags, 0o600)
-        os.write(descriptor, "".join(lines).encode("ascii"))
-        os.fsync(descriptor)
-        os.replace(fresh, self._path)
+        try:
+            _write_whole(descriptor, "".join(lines).encode("ascii"))
+            os.fsync(descriptor)
+            os.replace(fresh, self._path)
+        except OSError:
+            os.close(descriptor)
+            raise
         self.close()
         self._descriptor = descriptor
         self._lines = len(lines)
+        self._torn = False
+
+
+def _write_whole(descriptor: int, data: bytes) -> None:
+    """Write all of it: a disk that is nearly full takes a part, and says so only when asked to take the rest."""
+    while data:
+        data = data[os.write(descriptor, data) :]
