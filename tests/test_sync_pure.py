@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import sqlite3
 import tarfile
 import tempfile
 from collections.abc import Iterable
+from contextlib import closing
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from rda.errors import SyncFailed
 from rda.sync import tar
 from rda.sync.manifest import Manifest
 from rda.sync.plan import Plan, Put, check, plan_one_way, summary
@@ -288,6 +291,72 @@ class ManifestTests(SynchronousTestCase):
         manifest = Manifest(self.path)
         self.assertEqual(manifest.entries, {})
         manifest.close()
+
+    def filled(self) -> int:
+        """Fill a manifest that has many pages; returns its size in bytes."""
+        manifest = Manifest(self.path)
+        manifest.settle([(b"d/%05d" % n, entry_for(Kind.FILE, 1), None) for n in range(2000)], ())
+        manifest.remember("generation", "word")
+        manifest.close()
+        return os.path.getsize(self.path)
+
+    def test_damaged_pages(self) -> None:
+        """A file that is damaged or cut anywhere is replaced by an empty one, or still says something that holds."""
+        for place in range(1, 20):
+            size = self.filled()
+            with open(self.path, "r+b") as file:
+                file.seek(size * place // 20)
+                if place % 2:
+                    file.write(os.urandom(4096))
+                else:
+                    file.truncate()
+            manifest = Manifest(self.path)
+            self.assertIn(len(manifest.entries), range(2001))
+            manifest.settle([(b"new", entry_for(Kind.FILE, 1), None)], ())
+            manifest = self.reopened(manifest)
+            self.assertIn(b"new", manifest.entries)
+            manifest.discard()
+
+    def test_foreign_values(self) -> None:
+        """So is one that holds what rda never writes."""
+        self.filled()
+        with closing(sqlite3.connect(self.path)) as db:
+            db.execute("UPDATE entry SET inode = 'x' WHERE path = ?", (b"d/00001",))
+            db.commit()
+        manifest = Manifest(self.path)
+        self.assertEqual(manifest.entries, {})
+        manifest.close()
+
+    def test_cannot_be_opened_now(self) -> None:
+        """A file that cannot be opened at the moment, with no descriptor left, is kept."""
+        self.filled()
+        error = sqlite3.OperationalError("unable to open database file")
+        error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+
+        def connect(*arguments: object, **options: object) -> sqlite3.Connection:
+            raise error
+
+        refusing = self.patch(sqlite3, "connect", connect)
+        self.assertIn("unable to open", str(self.assertRaises(SyncFailed, Manifest, self.path)))
+        refusing.restore()
+        manifest = Manifest(self.path)
+        self.assertEqual((len(manifest.entries), manifest.meta("generation")), (2000, "word"))
+        manifest.close()
+
+    def test_full_disk(self) -> None:
+        """What a full disk does not take is as if it had not been said; with room again, all goes on."""
+        manifest = Manifest(self.path)
+        (pages,) = manifest._db.execute("PRAGMA page_count").fetchone()
+        manifest._db.execute(f"PRAGMA max_page_count={pages}")
+        many = [(b"%05d" % n, entry_for(Kind.FILE, 1), None) for n in range(2000)]
+        for _ in range(2):
+            error = self.assertRaises(SyncFailed, manifest.settle, many, ())
+            self.assertIn("full", str(error))
+            self.assertRaises(SyncFailed, manifest.remember_blocks, b"f", 1, 1, bytes(100_000))
+        self.assertEqual((manifest.entries, manifest.damaged), ({}, False))
+        manifest._db.execute("PRAGMA max_page_count=100000")
+        manifest.settle(many, ())
+        self.assertEqual(len(self.reopened(manifest).entries), 2000)
 
     def test_totals(self) -> None:
         """Entries and bytes."""

@@ -224,6 +224,25 @@ class LocalTrouble(TroubleCase):
         self.assert_equal_trees(remote)
         self.assertEqual(self.problems(), {})
 
+    def test_manifest_destroyed(self) -> None:
+        """A manifest that is destroyed under a running rda is begun anew, and the mirror mends itself."""
+        for number in range(1000):
+            write(self.path(f"f{number}"), b"1")
+        remote = self.place()
+        self.flush()
+        manifest: Any = self.mirrors._mirrors[self.local]._manifest
+        manifest._db.execute("DROP TABLE entry")
+        write(self.path("new"), b"22")
+        failure = self.failureResultOf(self.mirrors.complete(self.local), SyncFailed)
+        self.assertIn("cannot be used: no such table", str(failure.value))
+        self.wait()
+        self.flush()
+        self.assert_equal_trees(remote)
+        write(self.path("f3"), b"333")
+        os.unlink(self.path("f2"))
+        self.flush()
+        self.assert_equal_trees(remote)
+
     def test_unreadable_directory(self) -> None:
         """What is below a directory that cannot be listed is not taken for removed."""
         write(self.path("d/f"), b"1")

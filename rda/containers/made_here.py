@@ -65,7 +65,7 @@ class MadeHere:
             self._nonces = {container: nonce for nonce, container in [*made.items()][-MAX_REMEMBERED:]}
         try:
             self._write_anew()
-        except OSError as error:  # a full disk: what is written down stays as it is, and creates say that they cannot be
+        except OSError as error:  # a full disk: what is written down stays as it is; creates will say why not
             if not self._path.exists():
                 raise
             self._log.warn("{path} cannot be written: {reason}", path=str(self._path), reason=error.strerror)

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable, Mapping
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+from rda.errors import SyncFailed
 from rda.sync.tree import Entry
 
 #: Raised when the tables change; an older file is dropped, and what is on the remote is compared and adopted.
@@ -43,44 +45,98 @@ class Manifest:
     """The manifest of one mirror, in memory and in its file.
 
     :param path: of the sqlite file; ``:memory:`` in tests.
+    :raises SyncFailed: the file cannot be opened now. One that is damaged is begun anew.
 
     :ivar entries: what is on the remote because of us. Read it; change it through the methods only.
     :ivar digests: of files whose content was read so soon after their last change that a later change could have
         left the same times and size (git calls them racily clean).
     :ivar doubtful: intents of an earlier run without a result, at paths that were not ours before.
+    :ivar damaged: the file turned out not to be what we wrote; see :meth:`discard`.
     :ivar intended: intents without a result at paths that were ours before: there is either this or the old version.
     """
 
     def __init__(self, path: str) -> None:
-        self._db = self._open(path)
+        self._path = path
+        try:
+            self._read()
+        except _Damaged:
+            remove_manifest(path)
+            self._read()
+
+    def _read(self) -> None:
+        """Open the file and take it in.
+
+        :raises _Damaged: it cannot be used.
+        """
+        self._db = self._connect(self._path)
+        self.damaged = False
         self.digests: dict[bytes, bytes] = {}
         self.entries: dict[bytes, Entry] = {}
         self._size = 0
         self.doubtful: dict[bytes, Entry] = {}
         self.intended: dict[bytes, Entry] = {}
-        self._load()
-
-    def _open(self, path: str) -> sqlite3.Connection:
         try:
-            return self._connect(path)
-        except sqlite3.DatabaseError:
-            remove_manifest(path)
-            return self._connect(path)
+            self._load()
+        except (sqlite3.Error, TypeError, ValueError, OverflowError) as error:  # values of other types than we write
+            self._db.close()
+            if isinstance(error, sqlite3.Error) and not _is_damage(error):
+                raise self._unusable(error) from error
+            raise _Damaged from error
 
     def _connect(self, path: str) -> sqlite3.Connection:
         # Made in a thread (loading takes a while), then used by the reactor's alone.
-        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        db = None
         try:
+            db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=NORMAL")
             if db.execute("PRAGMA user_version").fetchone()[0] not in (0, FORMAT):
-                raise sqlite3.DatabaseError("of another format")
+                raise _Damaged("of another format")
             db.executescript(_TABLES)
             db.execute(f"PRAGMA user_version={FORMAT}")
-        except sqlite3.DatabaseError:
-            db.close()
-            raise
+        except (sqlite3.Error, _Damaged) as error:
+            if db is not None:
+                db.close()
+            if isinstance(error, sqlite3.Error) and not _is_damage(error):
+                raise self._unusable(error) from error
+            raise _Damaged from error
         return db
+
+    def _unusable(self, error: sqlite3.Error) -> SyncFailed:
+        """Say why the file cannot be used now; it may be later, and is kept."""
+        return SyncFailed(f"rda's note of what it has sent, {self._path}, cannot be used: {error}")
+
+    def _failed(self, error: sqlite3.Error) -> SyncFailed:
+        self.damaged = self.damaged or _is_damage(error)
+        return self._unusable(error)
+
+    def _row(self, statement: str, *values: object) -> Any:
+        """The first row of what a statement gives, or None.
+
+        :raises SyncFailed: the file cannot be used.
+        """
+        try:
+            return self._db.execute(statement, values).fetchone()
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """``BEGIN`` … ``COMMIT``, or ``ROLLBACK`` when something is raised.
+
+        :raises SyncFailed: it cannot be written, because the disk is full, for one.
+        """
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield
+            self._db.execute("COMMIT")
+        except BaseException as error:
+            with suppress(sqlite3.Error):
+                if self._db.in_transaction:  # sqlite rolls some of them back itself, as on a full disk
+                    self._db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error):
+                raise self._failed(error) from error
+            raise
 
     def _load(self) -> None:
         for path, kind, mode, size, mtime, ctime, inode, target, digest in self._db.execute("SELECT * FROM entry"):
@@ -97,18 +153,18 @@ class Manifest:
 
     def meta(self, name: str) -> str | None:
         """A value that was remembered with :meth:`remember`, or None."""
-        row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        row = self._row("SELECT value FROM meta WHERE name = ?", name)
         return None if row is None else str(row[0])
 
     def remember(self, name: str, value: str) -> None:
         """Keep a value about the mirror as a whole."""
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+        self._row("INSERT OR REPLACE INTO meta VALUES (?, ?)", name, value)
 
     def intend(self, entries: Iterable[tuple[bytes, Entry]]) -> None:
         """Note what is about to be put on the remote."""
         entries = list(entries)
         self.intended.update((path, entry) for path, entry in entries if path in self.entries)
-        with _Transaction(self._db):
+        with self._writing():
             self._db.executemany(
                 "INSERT OR REPLACE INTO intent VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 ((path, *_signed(entry)) for path, entry in entries),
@@ -124,7 +180,7 @@ class Manifest:
         :param undone: intents that were not carried out: the remote is as it was before.
         """
         put, removed, undone = list(put), list(removed), list(undone)
-        with _Transaction(self._db):
+        with self._writing():
             self._db.executemany("DELETE FROM entry WHERE path = ?", ((path,) for path in removed))
             self._db.executemany("DELETE FROM blocks WHERE path = ?", ((path,) for path in removed))
             self._db.executemany(
@@ -166,7 +222,7 @@ class Manifest:
         :param entries: everything in them.
         """
         spans = [{"top": top, "below": top + b"/", "end": top + b"0"} for top in tops]  # "0" comes after "/"
-        with _Transaction(self._db):
+        with self._writing():
             intents = sum(self._db.execute(_COUNT_TREE, span).fetchone()[0] for span in spans)
             copied = intents == len(entries)  # else there are intents of an earlier pass among them
             if copied:
@@ -184,7 +240,7 @@ class Manifest:
     def has_below(self, directory: bytes) -> bool:
         """Whether anything in a directory is on the remote because of us."""
         span = (directory + b"/", directory + b"0")  # "0" comes after "/"
-        return self._db.execute("SELECT 1 FROM entry WHERE path > ? AND path < ? LIMIT 1", span).fetchone() is not None
+        return self._row("SELECT 1 FROM entry WHERE path > ? AND path < ? LIMIT 1", *span) is not None
 
     def doubt(self, paths: Iterable[bytes]) -> None:
         """The content of these is not known any more (in memory: the intents in the file say the same)."""
@@ -195,7 +251,7 @@ class Manifest:
 
     def forget_everything(self) -> None:
         """The remote tree is not the one we knew: nothing in it is known to be ours."""
-        with _Transaction(self._db):
+        with self._writing():
             for table in ("entry", "intent", "blocks"):
                 self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - names of ours
         self.entries.clear()
@@ -206,12 +262,12 @@ class Manifest:
 
     def blocks(self, path: bytes) -> tuple[int, int, bytes] | None:
         """Size, mtime_ns and block hashes of a large file as it was sent, or None."""
-        row = self._db.execute("SELECT size, mtime_ns, hashes FROM blocks WHERE path = ?", (path,)).fetchone()
+        row = self._row("SELECT size, mtime_ns, hashes FROM blocks WHERE path = ?", path)
         return None if row is None else (row[0], row[1], row[2])
 
     def remember_blocks(self, path: bytes, size: int, mtime_ns: int, hashes: bytes) -> None:
         """Keep the block hashes of a large file as it was sent."""
-        self._db.execute("INSERT OR REPLACE INTO blocks VALUES (?, ?, ?, ?)", (path, size, mtime_ns, hashes))
+        self._row("INSERT OR REPLACE INTO blocks VALUES (?, ?, ?, ?)", path, size, mtime_ns, hashes)
 
     def totals(self) -> tuple[int, int]:
         """How many entries there are, and the bytes of all files."""
@@ -220,6 +276,11 @@ class Manifest:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+    def discard(self) -> None:
+        """Close a damaged file and remove it, to begin anew."""
+        self.close()
+        remove_manifest(self._path)
 
 
 def peek(path: str, name: str) -> str | None:
@@ -243,17 +304,23 @@ def remove_manifest(path: str) -> None:
             pass
 
 
-class _Transaction:
-    """``BEGIN`` … ``COMMIT``, or ``ROLLBACK`` when something is raised."""
+class _Damaged(Exception):
+    """The file is no manifest that we understand: what is on the remote is compared and adopted."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
 
-    def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
+#: What sqlite says of a file that is not, or no longer, what we made. Everything else (a full disk, no descriptor left,
+#: another process) is over some time, and no reason to give up what the file knows.
+_DAMAGE = (
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_FORMAT,
+    sqlite3.SQLITE_MISMATCH,
+    sqlite3.SQLITE_ERROR,  # no such table, no such column
+)
 
-    def __exit__(self, kind: object, value: object, trace: object) -> None:
-        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_INTERNAL) & 0xFF in _DAMAGE
 
 
 def _signed(entry: Entry) -> tuple[object, ...]:

@@ -382,6 +382,10 @@ class Mirror:
 
     def _pass_failed(self, error: Exception, waiters: list[Deferred[None]]) -> None:
         self._wanted = WHOLE
+        if self._manifest is not None and self._manifest.damaged:
+            self._manifest.discard()  # the next pass begins a new one, compares, and adopts what is on the remote
+            self._manifest = None
+            self._session.remote = None
         if isinstance(error, Paused):
             self._state = "paused"
             error = Paused(f"{self.source}: {error}")

@@ -411,14 +411,18 @@ async def _make_directories(files: IRemoteFiles, path: bytes) -> None:
         ) from error
 
 
+#: What a manifest notes as the kind of its source.
+_KINDS: dict[str | None, Kind] = {str(int(kind)): kind for kind in (Kind.FILE, Kind.DIRECTORY)}
+
+
 def _kind_of(source: str, kind_hint: str | None, create_missing: bool, manifest: str) -> Kind:
     """What the source is. Blocking: runs in a thread."""
     try:
         mode = os.stat(source).st_mode
     except FileNotFoundError as error:
         known = peek(manifest, "kind")
-        if known is not None and not create_missing:  # its remote copy still is what it was
-            return Kind(int(known))
+        if known in _KINDS and not create_missing:  # its remote copy still is what it was
+            return _KINDS[known]
         if not create_missing or os.path.islink(source):
             raise BadRequest(f"bind source path does not exist: {source}") from error
         try:
