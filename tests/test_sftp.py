@@ -23,6 +23,7 @@ from zope.interface import implementer
 from rda.errors import LinkDown
 from rda.ssh import sftp
 from rda.ssh.sftp import SFTPFiles, Unsupported
+from rda.ssh.sftp_wire import pack
 
 
 @implementer(ISFTPFile)
@@ -380,7 +381,7 @@ class WireTests(SynchronousTestCase):
 
     def test_limits(self) -> None:
         """The server's limits are asked for, and kept within what SFTP allows."""
-        names = sftp._pack(b"limits@openssh.com") + sftp._pack(b"1")
+        names = pack(b"limits@openssh.com") + pack(b"1")
         self.client.dataReceived(struct.pack(">LBL", 5 + len(names), 2, 3) + names)
         self.assertNoResult(self.client.ready)
         request = self.requests()[-1]

@@ -10,7 +10,6 @@ import errno
 import os
 import struct
 from collections import deque
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 from twisted.internet.defer import Deferred
@@ -21,6 +20,10 @@ from zope.interface import implementer
 
 from rda.errors import LinkDown, RdaError
 from rda.interfaces import Attributes, IRemoteFiles
+from rda.ssh import sftp_wire as wire
+from rda.ssh.sftp_wire import U32, U64, ServerError, Unsupported, pack, pack_attributes, string
+
+__all__ = ["SFTPFiles", "Unsupported"]
 
 #: Requests that have been sent and not answered. OpenSSH reads them one after the other from its pipe, so more of them
 #: only cover the round trip: 1,024 small ones are 100 kB.
@@ -39,20 +42,6 @@ SAFE_CHUNK = 32768
 #: A file read whole is small by definition; a longer one is refused.
 WHOLE_FILE_LIMIT = 16 * 1024 * 1024
 
-_INIT, _VERSION, _OPEN, _CLOSE, _READ, _WRITE, _LSTAT, _FSTAT, _SETSTAT, _FSETSTAT = range(1, 11)
-_OPENDIR, _READDIR, _REMOVE, _MKDIR, _RMDIR, _REALPATH, _STAT, _RENAME, _READLINK, _SYMLINK = range(11, 21)
-_STATUS, _HANDLE, _DATA, _NAME, _ATTRS = range(101, 106)
-_EXTENDED, _EXTENDED_REPLY = 200, 201
-
-_OK, _EOF, _NO_SUCH_FILE, _PERMISSION_DENIED, _FAILURE, _BAD_MESSAGE = range(6)
-_OP_UNSUPPORTED = 8
-
-_FLAG_READ, _FLAG_WRITE, _FLAG_CREATE, _FLAG_EXCLUSIVE = 0x01, 0x02, 0x08, 0x20
-_ATTR_SIZE, _ATTR_OWNER, _ATTR_MODE, _ATTR_TIMES, _ATTR_EXTENDED = 0x01, 0x02, 0x04, 0x08, 0x80000000
-
-_U32, _U64 = struct.Struct(">L"), struct.Struct(">Q")
-_HEAD = struct.Struct(">LBL")
-
 #: OpenSSH's extensions that are used when the server names them, and what they are called here.
 _EXTENSIONS = {
     b"posix-rename@openssh.com": "posix-rename",
@@ -63,19 +52,7 @@ _EXTENSIONS = {
     b"lsetstat@openssh.com": "lsetstat",
 }
 
-_Answer = Callable[[int, bytes], Any]
-
 Buffer = bytes | memoryview
-
-
-class ServerError(OSError):
-    """A failure that SFTP has no better word for (disk full, not empty, exists, …: OpenSSH says ``Failure``)."""
-
-
-class Unsupported(RdaError):
-    """The server does not know an operation."""
-
-    status = 502
 
 
 class _Request:
@@ -83,7 +60,7 @@ class _Request:
 
     __slots__ = ("answer", "data", "deferred", "subject", "weight")
 
-    def __init__(self, data: bytes, weight: int, answer: _Answer, subject: bytes) -> None:
+    def __init__(self, data: bytes, weight: int, answer: wire.Answer, subject: bytes) -> None:
         self.data = data
         self.weight = weight
         self.answer = answer
@@ -123,7 +100,7 @@ class SFTPFiles(Protocol):
         """Say our version."""
         consumer: Any = self.transport
         consumer.registerProducer(self, True)
-        self.transport.write(_U32.pack(5) + bytes((_INIT,)) + _U32.pack(3))
+        self.transport.write(U32.pack(5) + bytes((wire.INIT,)) + U32.pack(3))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Fail everything that is waiting."""
@@ -168,7 +145,7 @@ class SFTPFiles(Protocol):
         buffer += data
         offset, end = 0, len(buffer)
         while end - offset >= 9:
-            length, kind, number = _HEAD.unpack_from(buffer, offset)
+            length, kind, number = wire.HEAD.unpack_from(buffer, offset)
             if not 5 <= length <= PACKET_LIMIT:
                 self._break(f"the SFTP server sent a packet of {length} bytes")
                 return
@@ -176,7 +153,7 @@ class SFTPFiles(Protocol):
                 break
             payload = bytes(memoryview(buffer)[offset + 9 : offset + 4 + length])
             offset += 4 + length
-            if kind == _VERSION and not self._greeted:
+            if kind == wire.VERSION and not self._greeted:
                 self._version(number, payload)
             else:
                 self._answered(kind, number, payload)
@@ -188,8 +165,8 @@ class SFTPFiles(Protocol):
     def _version(self, version: int, payload: bytes) -> None:
         names, offset = {}, 0
         while offset < len(payload):
-            name, offset = _string(payload, offset)
-            names[name], offset = _string(payload, offset)
+            name, offset = string(payload, offset)
+            names[name], offset = string(payload, offset)
         self.features = frozenset(short for name, short in _EXTENSIONS.items() if name in names)
         if version != 3:
             self._break(f"the SFTP server speaks version {version}, not 3")
@@ -208,13 +185,13 @@ class SFTPFiles(Protocol):
             self._read_size = max(SAFE_CHUNK, min(most_read or SAFE_CHUNK, PACKET_LIMIT - overhead))
             return self
 
-        asked = self._request(_EXTENDED, _pack(b"limits@openssh.com"), _extended, b"")
+        asked = self._request(wire.EXTENDED, pack(b"limits@openssh.com"), wire.reply_of, b"")
         asked.addCallback(limits)
         asked.addErrback(lambda failure: self if not self.lost else failure)
         asked.chainDeferred(self.ready)
 
     def _request(
-        self, kind: int, payload: bytes, answer: _Answer, subject: bytes, expected: int = 0, content: Buffer = b""
+        self, kind: int, payload: bytes, answer: wire.Answer, subject: bytes, expected: int = 0, content: Buffer = b""
     ) -> Deferred[Any]:
         """Send a request, or let it wait for its turn.
 
@@ -223,7 +200,7 @@ class SFTPFiles(Protocol):
         """
         self._next_id = number = (self._next_id + 1) & 0xFFFFFFFF
         size = len(payload) + len(content)
-        data = b"".join((_HEAD.pack(size + 5, kind, number), payload, content))
+        data = b"".join((wire.HEAD.pack(size + 5, kind, number), payload, content))
         request = _Request(data, size + expected + 9, answer, subject)
         if self.lost:
             request.deferred.errback(LinkDown("the SFTP channel to the remote host is closed"))
@@ -249,7 +226,7 @@ class SFTPFiles(Protocol):
         waiting = self._waiting
         while waiting and self._has_room(waiting[0].weight):
             request = waiting.popleft()
-            self._send(request, _U32.unpack_from(request.data, 5)[0])
+            self._send(request, U32.unpack_from(request.data, 5)[0])
 
     def _answered(self, kind: int, number: int, payload: bytes) -> None:
         request = self._sent.pop(number, None)
@@ -258,10 +235,10 @@ class SFTPFiles(Protocol):
             return
         self._weight -= request.weight
         try:
-            if kind == _STATUS:
-                code = _U32.unpack_from(payload)[0]
-                if code != _OK and not (code == _EOF and request.answer in (_data, _names)):
-                    raise _error(code, payload, request.subject)
+            if kind == wire.STATUS:
+                code = U32.unpack_from(payload)[0]
+                if code != wire.OK and not (code == wire.EOF and request.answer in (wire.data_of, wire.names_of)):
+                    raise wire.failure_of(code, payload, request.subject)
             result = request.answer(kind, payload)
         except (OSError, RdaError) as error:
             request.deferred.errback(error)
@@ -274,14 +251,14 @@ class SFTPFiles(Protocol):
 
     def real_path(self, path: bytes) -> Deferred[bytes]:
         """See :class:`IRemoteFiles`."""
-        return self._request(_REALPATH, _pack(path), _one_name, path)
+        return self._request(wire.REALPATH, pack(path), wire.name_of, path)
 
     def attributes(self, path: bytes) -> Deferred[Attributes]:
         """See :class:`IRemoteFiles`."""
-        return self._request(_LSTAT, _pack(path), _attributes, path)
+        return self._request(wire.LSTAT, pack(path), wire.attributes_of, path)
 
     async def _list(self, path: bytes) -> list[tuple[bytes, Attributes]]:
-        handle = await self._request(_OPENDIR, _pack(path), _handle, path)
+        handle = await self._request(wire.OPENDIR, pack(path), wire.handle_of, path)
         found: list[tuple[bytes, Attributes]] = []
         asked = deque(self._read_directory(handle, path) for _ in range(2))  # the second one mostly says: no more
         try:
@@ -295,7 +272,7 @@ class SFTPFiles(Protocol):
         return found
 
     def _read_directory(self, handle: bytes, path: bytes) -> Deferred[Any]:
-        return self._request(_READDIR, _pack(handle), _names, path, SAFE_CHUNK)
+        return self._request(wire.READDIR, pack(handle), wire.names_of, path, SAFE_CHUNK)
 
     def list(self, path: bytes) -> Deferred[list[tuple[bytes, Attributes]]]:
         """See :class:`IRemoteFiles`."""
@@ -303,30 +280,32 @@ class SFTPFiles(Protocol):
 
     def read_link(self, path: bytes) -> Deferred[bytes]:
         """See :class:`IRemoteFiles`."""
-        return self._request(_READLINK, _pack(path), _one_name, path)
+        return self._request(wire.READLINK, pack(path), wire.name_of, path)
 
     def make_directory(self, path: bytes, mode: int) -> Deferred[None]:
         """See :class:`IRemoteFiles`."""
-        made = self._request(_MKDIR, _pack(path) + _U32.pack(_ATTR_MODE) + _U32.pack(mode), _nothing, path)
+        made = self._request(wire.MKDIR, pack(path) + U32.pack(wire.ATTR_MODE) + U32.pack(mode), wire.nothing, path)
         return made.addErrback(self._exists_instead, path)
 
     def remove_directory(self, path: bytes) -> Deferred[None]:
         """See :class:`IRemoteFiles`."""
-        return self._request(_RMDIR, _pack(path), _nothing, path)
+        return self._request(wire.RMDIR, pack(path), wire.nothing, path)
 
     def remove(self, path: bytes) -> Deferred[None]:
         """See :class:`IRemoteFiles`."""
-        return self._request(_REMOVE, _pack(path), _nothing, path)
+        return self._request(wire.REMOVE, pack(path), wire.nothing, path)
 
     def rename(self, old: bytes, new: bytes) -> Deferred[None]:
         """See :class:`IRemoteFiles`. Without ``posix-rename`` what is there is removed first: not atomic."""
         if "posix-rename" in self.features:
-            return self._request(_EXTENDED, _pack(b"posix-rename@openssh.com") + _pack(old) + _pack(new), _nothing, new)
+            return self._request(
+                wire.EXTENDED, pack(b"posix-rename@openssh.com") + pack(old) + pack(new), wire.nothing, new
+            )
 
         def removed(result: object) -> Deferred[None]:
             if isinstance(result, Failure):
                 result.trap(OSError)
-            return self._request(_RENAME, _pack(old) + _pack(new), _nothing, new)
+            return self._request(wire.RENAME, pack(old) + pack(new), wire.nothing, new)
 
         return self.remove(new).addBoth(removed)
 
@@ -336,30 +315,30 @@ class SFTPFiles(Protocol):
         OpenSSH's plain rename links and unlinks, so it never replaces a file. Other servers may: they are asked first.
         """
         if "posix-rename" in self.features:
-            renamed = self._request(_RENAME, _pack(old) + _pack(new), _nothing, new)
+            renamed = self._request(wire.RENAME, pack(old) + pack(new), wire.nothing, new)
             return renamed.addErrback(self._exists_instead, new)
 
         def looked(result: Attributes | Failure) -> Deferred[None]:
             if not isinstance(result, Failure):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new)
             result.trap(FileNotFoundError)
-            return self._request(_RENAME, _pack(old) + _pack(new), _nothing, new)
+            return self._request(wire.RENAME, pack(old) + pack(new), wire.nothing, new)
 
         return self.attributes(new).addBoth(looked)
 
     def symlink(self, target: bytes, path: bytes) -> Deferred[None]:
         """See :class:`IRemoteFiles`. The order of the arguments is OpenSSH's, which is not the draft's."""
-        made = self._request(_SYMLINK, _pack(target) + _pack(path), _nothing, path)
+        made = self._request(wire.SYMLINK, pack(target) + pack(path), wire.nothing, path)
         return made.addErrback(self._exists_instead, path)
 
     def set_attributes(self, path: bytes, mode: int | None, mtime: int | None) -> Deferred[None]:
         """See :class:`IRemoteFiles`."""
-        return self._request(_SETSTAT, _pack(path) + _pack_attributes(None, mode, mtime), _nothing, path)
+        return self._request(wire.SETSTAT, pack(path) + pack_attributes(None, mode, mtime), wire.nothing, path)
 
     def give(self, path: bytes, uid: int | None, gid: int | None, mode: int | None) -> Deferred[None]:
         """See :class:`IRemoteFiles`."""
-        attributes = _pack_attributes(None, mode, None, (uid, gid) if uid is not None and gid is not None else None)
-        return self._request(_EXTENDED, _pack(b"lsetstat@openssh.com") + _pack(path) + attributes, _nothing, path)
+        attributes = pack_attributes(None, mode, None, (uid, gid) if uid is not None and gid is not None else None)
+        return self._request(wire.EXTENDED, pack(b"lsetstat@openssh.com") + pack(path) + attributes, wire.nothing, path)
 
     def space(self, path: bytes) -> Deferred[int | None]:
         """See :class:`IRemoteFiles`."""
@@ -372,7 +351,7 @@ class SFTPFiles(Protocol):
             _, fragment, _, _, available = struct.unpack_from(">5Q", payload)
             return int(fragment * available)
 
-        asked = self._request(_EXTENDED, _pack(b"statvfs@openssh.com") + _pack(path), _extended, path)
+        asked = self._request(wire.EXTENDED, pack(b"statvfs@openssh.com") + pack(path), wire.reply_of, path)
         return asked.addCallback(free)
 
     def _exists_instead(self, failure: Failure, path: bytes) -> Deferred[Any]:
@@ -407,162 +386,39 @@ class SFTPFiles(Protocol):
 
     def open(self, path: bytes, *, write: bool, create: bool = False, mode: int = 0o600) -> Deferred[bytes]:
         """See :class:`IRemoteFiles`."""
-        flags = (_FLAG_WRITE if write else _FLAG_READ) | ((_FLAG_CREATE | _FLAG_EXCLUSIVE) if create else 0)
-        payload = _pack(path) + _U32.pack(flags)
-        payload += _U32.pack(_ATTR_MODE) + _U32.pack(mode) if create else _U32.pack(0)
-        opened = self._request(_OPEN, payload, _handle, path)
+        flags = (wire.FLAG_WRITE if write else wire.FLAG_READ) | (
+            (wire.FLAG_CREATE | wire.FLAG_EXCLUSIVE) if create else 0
+        )
+        payload = pack(path) + U32.pack(flags)
+        payload += U32.pack(wire.ATTR_MODE) + U32.pack(mode) if create else U32.pack(0)
+        opened = self._request(wire.OPEN, payload, wire.handle_of, path)
         return opened.addErrback(self._exists_instead, path) if create else opened
 
     def write_at(self, handle: bytes, offset: int, data: Buffer) -> Deferred[None]:
         """See :class:`IRemoteFiles`."""
-        payload = _pack(handle) + _U64.pack(offset) + _U32.pack(len(data))
-        return self._request(_WRITE, payload, _nothing, b"", content=data)
+        payload = pack(handle) + U64.pack(offset) + U32.pack(len(data))
+        return self._request(wire.WRITE, payload, wire.nothing, b"", content=data)
 
     def read_at(self, handle: bytes, offset: int, length: int) -> Deferred[bytes]:
         """See :class:`IRemoteFiles`."""
         length = min(length, self._read_size)
-        return self._request(_READ, _pack(handle) + _U64.pack(offset) + _U32.pack(length), _data, b"", length)
+        return self._request(wire.READ, pack(handle) + U64.pack(offset) + U32.pack(length), wire.data_of, b"", length)
 
     def handle_attributes(self, handle: bytes) -> Deferred[Attributes]:
         """See :class:`IRemoteFiles`."""
-        return self._request(_FSTAT, _pack(handle), _attributes, b"")
+        return self._request(wire.FSTAT, pack(handle), wire.attributes_of, b"")
 
     def set_handle_attributes(
         self, handle: bytes, *, size: int | None, mode: int | None, mtime: int | None
     ) -> Deferred[None]:
         """See :class:`IRemoteFiles`."""
-        return self._request(_FSETSTAT, _pack(handle) + _pack_attributes(size, mode, mtime), _nothing, b"")
+        return self._request(wire.FSETSTAT, pack(handle) + pack_attributes(size, mode, mtime), wire.nothing, b"")
 
     def copy_data(self, source: bytes, target: bytes) -> Deferred[None]:
         """See :class:`IRemoteFiles`. A length of 0 means: up to the end (OpenSSH PROTOCOL, section 4.11)."""
-        payload = _pack(b"copy-data") + _pack(source) + struct.pack(">2Q", 0, 0) + _pack(target) + _U64.pack(0)
-        return self._request(_EXTENDED, payload, _nothing, b"")
+        payload = pack(b"copy-data") + pack(source) + struct.pack(">2Q", 0, 0) + pack(target) + U64.pack(0)
+        return self._request(wire.EXTENDED, payload, wire.nothing, b"")
 
     def close(self, handle: bytes) -> Deferred[None]:
         """See :class:`IRemoteFiles`."""
-        return self._request(_CLOSE, _pack(handle), _nothing, b"")
-
-
-def _pack(value: bytes) -> bytes:
-    return _U32.pack(len(value)) + value
-
-
-def _string(payload: bytes, offset: int) -> tuple[bytes, int]:
-    length = _U32.unpack_from(payload, offset)[0]
-    end = offset + 4 + length
-    if end > len(payload):
-        raise ValueError("a string is longer than its packet")
-    return payload[offset + 4 : end], end
-
-
-def _pack_attributes(
-    size: int | None, mode: int | None, mtime: int | None, owner: tuple[int, int] | None = None
-) -> bytes:
-    flags, fields = 0, b""
-    if size is not None:
-        flags |= _ATTR_SIZE
-        fields += _U64.pack(size)
-    if owner is not None:
-        flags |= _ATTR_OWNER
-        fields += struct.pack(">2L", *owner)
-    if mode is not None:
-        flags |= _ATTR_MODE
-        fields += _U32.pack(mode)
-    if mtime is not None:
-        flags |= _ATTR_TIMES
-        stamp = min(mtime, 0xFFFFFFFF)  # the field ends in 2106
-        fields += struct.pack(">2L", stamp, stamp)
-    return _U32.pack(flags) + fields
-
-
-def _unpack_attributes(payload: bytes, offset: int) -> tuple[Attributes, int]:
-    flags = _U32.unpack_from(payload, offset)[0]
-    offset += 4
-    size = mode = mtime = 0
-    uid = gid = -1
-    if flags & _ATTR_SIZE:
-        size = _U64.unpack_from(payload, offset)[0]
-        offset += 8
-    if flags & _ATTR_OWNER:
-        uid, gid = struct.unpack_from(">2L", payload, offset)
-        offset += 8
-    if flags & _ATTR_MODE:
-        mode = _U32.unpack_from(payload, offset)[0]
-        offset += 4
-    if flags & _ATTR_TIMES:
-        mtime = _U32.unpack_from(payload, offset + 4)[0]
-        offset += 8
-    if flags & _ATTR_EXTENDED:
-        count = _U32.unpack_from(payload, offset)[0]
-        offset += 4
-        for _ in range(2 * count):
-            _, offset = _string(payload, offset)
-    return Attributes(mode, size, mtime, uid, gid), offset
-
-
-# What an answer becomes. A STATUS other than OK never gets here, save for EOF where it is an answer.
-
-
-def _expect(kind: int, wanted: int) -> None:
-    if kind != wanted:
-        raise ValueError(f"type {kind} instead of {wanted}")
-
-
-def _nothing(kind: int, payload: bytes) -> None:
-    if kind != _EXTENDED_REPLY:  # Conch's server says "done" to an extension like this
-        _expect(kind, _STATUS)
-
-
-def _handle(kind: int, payload: bytes) -> bytes:
-    _expect(kind, _HANDLE)
-    return _string(payload, 0)[0]
-
-
-def _data(kind: int, payload: bytes) -> bytes:
-    if kind == _STATUS:
-        return b""
-    _expect(kind, _DATA)
-    return _string(payload, 0)[0]
-
-
-def _attributes(kind: int, payload: bytes) -> Attributes:
-    _expect(kind, _ATTRS)
-    return _unpack_attributes(payload, 0)[0]
-
-
-def _names(kind: int, payload: bytes) -> list[tuple[bytes, Attributes]]:
-    if kind == _STATUS:
-        return []
-    _expect(kind, _NAME)
-    found, offset = [], 4
-    for _ in range(_U32.unpack_from(payload)[0]):
-        name, offset = _string(payload, offset)
-        _, offset = _string(payload, offset)  # the line that ls -l would print
-        attributes, offset = _unpack_attributes(payload, offset)
-        found.append((name, attributes))
-    return found
-
-
-def _one_name(kind: int, payload: bytes) -> bytes:
-    _expect(kind, _NAME)
-    return _string(payload, 4)[0]
-
-
-def _extended(kind: int, payload: bytes) -> bytes:
-    _expect(kind, _EXTENDED_REPLY)
-    return payload
-
-
-def _error(code: int, payload: bytes, subject: bytes) -> OSError | RdaError:
-    """An SFTP status as the exception that a local call would have raised."""
-    try:
-        message = _string(payload, 4)[0].decode("utf-8", "replace")
-    except (struct.error, ValueError):  # version 2 servers send the code alone
-        message = ""
-    if code == _NO_SUCH_FILE:
-        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), subject)
-    if code == _PERMISSION_DENIED:
-        return PermissionError(errno.EACCES, os.strerror(errno.EACCES), subject)
-    if code == _OP_UNSUPPORTED:
-        return Unsupported("the SFTP server does not support an operation that is needed")
-    return ServerError(errno.EIO, f"the remote host answered: {message or f'error {code}'}", subject)
+        return self._request(wire.CLOSE, pack(handle), wire.nothing, b"")
