@@ -17,6 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from rda.config import Remote as RemoteConfig
 from rda.errors import ChannelRefused, CommandFailed, ConfigError, HostKeyRefused, LinkDown, LoginFailed
+from rda.ssh import keepalive
 from rda.ssh.docker_socket import REFILL_SECONDS, SPARE_COMMANDS, SPARES, DockerAddress, parse_docker
 from rda.ssh.keepalive import DOUBT_SECONDS, QUIET_SECONDS
 from rda.ssh.keys import fingerprint
@@ -605,6 +606,32 @@ class KeepaliveTests(LinkCase):
         self.link.network_changed()
         self.network.advance(10)
         self.assertEqual(self.link.status().connects, 2)
+
+    def test_a_peer_that_is_gone_after_sleep(self) -> None:
+        """A machine that slept asks its peers at the next keepalive, and does not wait long for those that are gone."""
+        slept = 0.0
+        self.patch(keepalive, "time_asleep", lambda: slept)
+        self.start()
+        self.remote.deaf = True
+        slept = 3600.0
+        self.network.advance(5 + DOUBT_SECONDS + 0.5)
+        self.assertIn("tester@host:22 has not answered for 3 s.", [status.reason for status in self.seen])
+
+    def test_sleep_with_a_peer_that_lives(self) -> None:
+        """Sleep alone ends nothing, and is noticed once."""
+        slept = 0.0
+        self.patch(keepalive, "time_asleep", lambda: slept)
+        self.start()
+        slept = 3600.0
+        self.network.advance(5)
+        asked = len(self.remote.global_requests)
+        self.network.advance(5)
+        self.assertEqual(len(self.remote.global_requests), asked + 1)
+        self.assertEqual(self.link.status().connects, 1)
+
+    def test_the_real_clocks(self) -> None:
+        """How long this machine has slept is a number of seconds."""
+        self.assertGreaterEqual(keepalive.time_asleep(), -1.0)
 
     def test_network_changed(self) -> None:
         """After a change of the network the peer is asked at once, and a waiting link does not wait."""

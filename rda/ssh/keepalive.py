@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +19,20 @@ QUIET_SECONDS = 2.0
 #: Seconds that a peer in doubt has to answer, and the same in round trips for slow paths.
 DOUBT_SECONDS = 3.0
 DOUBT_ROUND_TRIPS = 4
+
+#: Seconds that the machine has slept between two questions after which a connection is in doubt.
+SLEEP_SECONDS = 2.0
+
+
+def time_asleep() -> float:
+    """Seconds that the machine has slept since it was started, by two clocks of which one stands still meanwhile.
+
+    Where there are no such clocks it is 0.
+    """
+    boottime = getattr(time, "CLOCK_BOOTTIME", None)
+    if boottime is None:
+        return 0.0
+    return time.clock_gettime(boottime) - time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
 class WatchedTransport(ClientTransport):
@@ -61,7 +76,8 @@ class Opened:
 class Keepalive:
     """Asks the peer for a sign of life, and ends the connection of one that gives none (ssh_config's ServerAlive*).
 
-    Like ssh, it takes whatever comes from the peer for one.
+    Like ssh, it takes whatever comes from the peer for one. After the machine has slept it wants one soon: the peer may
+    have given up meanwhile.
 
     :param measured: called with the seconds that each answer took.
     """
@@ -74,10 +90,12 @@ class Keepalive:
         self._asked = False
         self._timer: IDelayedCall | None = None
         self._doubt: IDelayedCall | None = None
+        self._asleep = 0.0
 
     def start(self) -> None:
         """Begin to watch, with a first question."""
         self._opened.transport.on_quiet = self.doubt
+        self._asleep = time_asleep()
         self.probe()
 
     def stop(self) -> None:
@@ -135,6 +153,10 @@ class Keepalive:
             self._dead(f"has not answered for {silence:.0f} s")
         else:
             self.probe()
+            # Looked at here, so that a process that is idle wakes up for nothing else.
+            before, self._asleep = self._asleep, time_asleep()
+            if self._asleep - before >= SLEEP_SECONDS:
+                self.doubt()
 
     def _dead(self, what: str) -> None:
         self._opened.transport.give_up(LinkDown(f"{self._opened.label} {what}."))

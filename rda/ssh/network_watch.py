@@ -1,15 +1,13 @@
-"""Noticing that the machine's network has changed, or that it slept: reasons to look at every connection at once.
+"""Noticing that the machine's network has changed: a reason to look at every connection at once.
 
-Linux tells over a netlink socket (rtnetlink(7)) when addresses, links or routes come and go. That the machine slept is
-seen by two clocks of which one stands still meanwhile. Where there is neither, nothing is noticed, and the links rely
-on their keepalives.
+Linux tells over a netlink socket (rtnetlink(7)) when addresses, links or routes come and go. Where there is none,
+nothing is noticed, and the links rely on their keepalives, which also notice that the machine slept.
 """
 
 from __future__ import annotations
 
 import errno
 import socket
-import time
 from collections.abc import Callable
 
 from twisted.application.service import Service
@@ -27,20 +25,8 @@ GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
 #: Seconds of silence after which a burst of changes counts as over: joining a network is dozens of messages.
 SETTLE_SECONDS = 1.0
 
-#: Seconds between looks at the clocks, and the gap between them that means sleep.
-CLOCK_SECONDS = 5.0
-SLEEP_SECONDS = 2.0
-
 #: Messages are thrown away in pieces of so many bytes: that there was one is all that counts.
 _PIECE = 64 * 1024
-
-
-def _time_asleep() -> float:
-    """Seconds that the machine has slept since it was started."""
-    boottime = getattr(time, "CLOCK_BOOTTIME", None)
-    if boottime is None:
-        return 0.0
-    return time.clock_gettime(boottime) - time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
 def _netlink() -> socket.socket | None:
@@ -62,12 +48,11 @@ def _netlink() -> socket.socket | None:
 
 @implementer(IReadDescriptor)
 class NetworkWatch(Service):
-    """Calls back once after each change of the network and after each sleep.
+    """Calls back once after each change of the network.
 
     :param reactor: the clock, and what watches the socket.
     :param changed: what to call.
     :param open_socket: makes the netlink socket.
-    :param asleep: seconds slept so far.
     """
 
     _log = Logger()
@@ -77,22 +62,16 @@ class NetworkWatch(Service):
         reactor: IReactorTime,
         changed: Callable[[], None],
         open_socket: Callable[[], socket.socket | None] = _netlink,
-        asleep: Callable[[], float] = _time_asleep,
     ) -> None:
         self._reactor = reactor
         self._changed = changed
         self._open_socket = open_socket
-        self._asleep = asleep
-        self._slept = 0.0
         self._socket: socket.socket | None = None
         self._settle: IDelayedCall | None = None
-        self._look: IDelayedCall | None = None
 
     def startService(self) -> None:
         """Begin to listen."""
         super().startService()
-        self._slept = self._asleep()
-        self._look = self._reactor.callLater(CLOCK_SECONDS, self._look_at_clocks)
         if IReactorFDSet.providedBy(self._reactor):
             self._socket = self._open_socket()
         if self._socket is not None:
@@ -101,10 +80,9 @@ class NetworkWatch(Service):
     def stopService(self) -> None:
         """Stop listening."""
         super().stopService()
-        for call in (self._settle, self._look):
-            if call is not None:
-                call.cancel()
-        self._settle = self._look = None
+        if self._settle is not None:
+            self._settle.cancel()
+            self._settle = None
         self._close()
 
     def fileno(self) -> int:
@@ -140,12 +118,6 @@ class NetworkWatch(Service):
             self._socket.close()
             self._socket = None
 
-    def _look_at_clocks(self) -> None:
-        self._look = self._reactor.callLater(CLOCK_SECONDS, self._look_at_clocks)
-        slept, self._slept = self._slept, self._asleep()
-        if self._slept - slept >= SLEEP_SECONDS:
-            self._note()
-
     def _note(self) -> None:
         if self._settle is not None:
             self._settle.reset(SETTLE_SECONDS)
@@ -154,5 +126,5 @@ class NetworkWatch(Service):
 
     def _tell(self) -> None:
         self._settle = None
-        self._log.info("the network has changed, or this machine slept: looking at every connection")
+        self._log.info("the network has changed: looking at every connection")
         self._changed()
