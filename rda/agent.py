@@ -164,7 +164,10 @@ class Agent(MultiService):
         """Write down where the contexts listen now, for the ``rda`` command."""
         pid = os.getpid() if self.running else 0
         record = Record(
-            pid=pid, contexts=tuple(context.record() for context in self._contexts.values() if context.wired)
+            pid=pid,
+            contexts=tuple(context.record() for context in self._contexts.values() if context.wired),
+            reloads=self._reloading.count,
+            reload_problems=tuple(f"{one.subject}: {one.message}" for one in self._reloading.problems()),
         )
         try:
             write_record(Path(self._config.state_dir), record)

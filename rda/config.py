@@ -184,7 +184,7 @@ def load(text: str | None, options: Mapping[str, Any], outside: Outside) -> Conf
     :raises ConfigError: naming every problem, each with its key.
     """
     problems: list[str] = []
-    table = _toml(text, problems)
+    table = _toml(text)
     contexts = table.pop("context", {})
     if not isinstance(contexts, dict):
         problems.append("context: must be tables like [context.NAME]")
@@ -250,12 +250,12 @@ def _audit(table: object, problems: list[str], outside: Outside) -> AuditSetting
     return replace(settings, **numbers)  # type: ignore[arg-type]
 
 
-def _toml(text: str | None, problems: list[str]) -> dict[str, Any]:
+def _toml(text: str | None) -> dict[str, Any]:
     try:
         return tomllib.loads(text or "")
     except tomllib.TOMLDecodeError as e:
-        problems.append(f"the file is not TOML: {e}")
-        return {}
+        # All by itself: what else seems to be missing stands in the file as well.
+        raise ConfigError([f"the file is not TOML: {e}"]) from e
 
 
 def _named_context(name: str, own: object, shared: dict[str, Any], problems: list[str], outside: Outside) -> Context:

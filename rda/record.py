@@ -47,11 +47,15 @@ class Record:
     """What the file says.
 
     :ivar pid: of the agent, 0 when it has stopped.
+    :ivar reloads: how often it has read its configuration again.
+    :ivar reload_problems: what of it is not in effect since the last time, and why.
     """
 
     version: str = __version__
     pid: int = 0
     contexts: tuple[RecordedContext, ...] = field(default=())
+    reloads: int = 0
+    reload_problems: tuple[str, ...] = ()
 
 
 def write_record(directory: Path, record: Record) -> None:
@@ -72,7 +76,8 @@ def read_record(directory: Path) -> Record:
     try:
         found = json.loads((directory / NAME).read_text(encoding="utf-8"))
         contexts = tuple(_context(one) for one in found["contexts"])
-        return Record(str(found["version"]), int(found["pid"]), contexts)
+        problems = tuple(map(str, found.get("reload_problems", ())))
+        return Record(str(found["version"]), int(found["pid"]), contexts, int(found.get("reloads", 0)), problems)
     except (OSError, ValueError, KeyError, TypeError):
         return Record()
 

@@ -43,6 +43,7 @@ class Reloading:
     :param change: applies it; returns what does not work, or raises ConfigError before it has changed anything.
     :param ended: called when there is nothing more to apply.
     :param now: seconds since the epoch.
+    :ivar count: how often it has come to an end.
     """
 
     _log = Logger()
@@ -62,6 +63,7 @@ class Reloading:
         self._busy = False
         self._again = False
         self._waiting: list[Deferred[None]] = []
+        self.count = 0
 
     def problems(self) -> tuple[Problem, ...]:
         """What of the last configuration is not in effect, and why."""
@@ -83,6 +85,7 @@ class Reloading:
                 await self._once()
         finally:
             self._busy = False
+            self.count += 1
             self._ended()
             waiting, self._waiting = self._waiting, []
             for done in waiting:
@@ -103,6 +106,11 @@ class Reloading:
             self._log.error("The configuration is not applied, the one before stays: {problems}", problems=str(error))
             self._problems = tuple(self._problem(problem) for problem in error.problems)
             return
+        except BaseException:
+            self._problems = (
+                Problem("configuration", "a defect of rda was in its way; its log has more", self._now()),
+            )
+            raise
         self._problems = tuple(problems)
         if not problems:
             self._log.info("The configuration has been applied")

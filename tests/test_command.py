@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socketserver
 import subprocess
 import sys
@@ -365,6 +366,73 @@ class LogsTests(CommandCase):
         self.assertRegex(out, r"^\S+ \S+ three\n$")
         self.assertEqual(code, UNREACHABLE)
         self.assertIn("has stopped", err)
+
+
+class ReloadTests(CommandCase):
+    """This process is the agent: it hears the signal, and writes down what came of it."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.directory = self.home / ".local/state/rda"
+        self.directory.mkdir(parents=True)
+        self.problems: tuple[str, ...] = ()
+        self.heard = 0
+        before = signal.signal(signal.SIGHUP, lambda number, frame: self.reload())
+        self.addCleanup(signal.signal, signal.SIGHUP, before)
+        self.agent = json.loads(json.dumps(status())) | {"process": {"pid": os.getpid(), "started": 0.0}}
+
+    def record(self, pid: int, reloads: int) -> None:
+        write_record(self.directory, Record(pid=pid, reloads=reloads, reload_problems=self.problems))
+
+    def reload(self) -> None:
+        self.heard += 1
+        self.record(os.getpid(), self.heard + 3)
+
+    def test_applied(self) -> None:
+        """The agent is told, and the command returns when it has done it."""
+        self.record(os.getpid(), 3)
+        host = self.serve_all({"GET status": (200, self.agent)})
+        self.assertEqual(self.run_command("reload", "-H", host)[:2], (OK, "the configuration has been applied\n"))
+        self.assertEqual(self.heard, 1)
+
+    def test_refused(self) -> None:
+        """What is wrong with the file is printed, and the exit code says that something is."""
+        self.record(os.getpid(), 3)
+        self.problems = ("configuration: docker: is wrong", "configuration: listen: too")
+        code, out, err = self.run_command("reload", "--pid", str(os.getpid()))
+        self.assertEqual((code, out), (TROUBLE, ""))
+        self.assertEqual(err, "rda: configuration: docker: is wrong\nrda: configuration: listen: too\n")
+
+    def test_before_it_listens(self) -> None:
+        """What an agent that ran before has left behind is not taken for an answer."""
+        self.record(1, 99)
+        command = ("reload", "--pid", str(os.getpid()), "--state-dir", str(self.directory))
+        self.assertEqual(self.run_command(*command)[0], OK)
+
+    def test_no_agent(self) -> None:
+        """Nothing is told to a process that is no agent, or another's than the one whose state is looked at."""
+        self.record(os.getpid(), 3)
+        self.assertEqual(self.run_command("reload")[0], UNREACHABLE)
+        self.record(1, 3)
+        host = self.serve_all({"GET status": (200, self.agent)})
+        code, _, err = self.run_command("reload", "-H", host)
+        self.assertEqual((code, self.heard), (Exit.REFUSED, 0))
+        self.assertIn("--state-dir", err)
+
+    def test_an_agent_that_ends(self) -> None:
+        """An agent that has gone is not waited for."""
+        gone = subprocess.Popen([sys.executable, "-c", ""])
+        gone.wait()
+        code, _, err = self.run_command("reload", "--pid", str(gone.pid))
+        self.assertEqual(code, UNREACHABLE)
+        self.assertIn("has ended", err)
+
+    def test_no_result(self) -> None:
+        """An agent that does not say what came of it, as on a full disk, is not waited for without end."""
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        code, _, err = self.run_command("reload", "--pid", str(os.getpid()), "--timeout", "0")
+        self.assertEqual(code, Exit.REFUSED)
+        self.assertIn("rda status", err)
 
 
 class CompletionTests(CommandCase):

@@ -72,7 +72,7 @@ class LoadTests(SynchronousTestCase):
 
     def test_not_toml(self) -> None:
         """A file that is not TOML is one problem that says where."""
-        (problem, *_) = self.problems("docker = ?\n", remote="a")
+        (problem,) = self.problems("docker = ?\n")
         self.assertIn("the file is not TOML", problem)
         self.assertIn("line 1", problem)
 

@@ -21,12 +21,19 @@ class RecordTests(SynchronousTestCase):
         """What is written is read again; only its owner can read it, and nothing else is left there."""
         directory = self.directory()
         remote = Remote("me@host", identities=("/key",), accept_new=True)
-        record = Record(pid=7, contexts=(RecordedContext.of(Context("x", remote), ("tcp://localhost:1",)),))
+        contexts = (RecordedContext.of(Context("x", remote), ("tcp://localhost:1",)),)
+        record = Record(pid=7, contexts=contexts, reloads=2, reload_problems=("context x: in use",))
         write_record(directory, Record())
         write_record(directory, record)
         self.assertEqual(read_record(directory), record)
         self.assertEqual([path.name for path in directory.iterdir()], [NAME])
         self.assertEqual(stat.S_IMODE((directory / NAME).stat().st_mode), 0o600)
+
+    def test_older(self) -> None:
+        """A file of a version that did not count reloads is read all the same."""
+        directory = self.directory()
+        (directory / NAME).write_text('{"version": "0.0", "pid": 7, "contexts": []}')
+        self.assertEqual(read_record(directory), Record("0.0", 7))
 
     def test_unreadable(self) -> None:
         """A file that is missing, damaged or of another version is none."""

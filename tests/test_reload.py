@@ -80,6 +80,7 @@ class ReloadingTests(SynchronousTestCase):
         self.wanted = [config(A)]
         self.reloading.request()
         self.assertEqual((self.applied, self.reloading.problems(), self.ended), ([config(A)], (), 1))
+        self.assertEqual(self.reloading.count, 1)
         self.successResultOf(self.reloading.when_idle())
 
     def test_a_bad_file(self) -> None:
@@ -115,16 +116,18 @@ class ReloadingTests(SynchronousTestCase):
         self.result = None
         self.assertNoResult(idle)
         first.callback([])
-        self.assertEqual((self.applied, self.ended), ([config(A), config(B)], 1))
+        self.assertEqual((self.applied, self.ended, self.reloading.count), ([config(A), config(B)], 1, 1))
         self.successResultOf(idle)
 
     def test_a_defect(self) -> None:
-        """A defect is logged, and the next reading is not in its way."""
+        """A defect is logged and said, and the next reading is not in its way."""
         self.wanted = [config(A), config(B)]
         self.result = Deferred()
         self.reloading.request()
         self.result.errback(ZeroDivisionError())
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertIn("defect", self.reloading.problems()[0].message)
         self.result = None
         self.reloading.request()
+        self.assertEqual(self.reloading.problems(), ())
         self.assertEqual(self.applied[-1], config(B))

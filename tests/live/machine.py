@@ -54,12 +54,17 @@ mkdir -p opt/rda/bin opt/rda/python opt/rda/source opt/rda/packages
 mount --bind "$3" opt/rda/python
 mount --bind "$4" opt/rda/source
 mount --bind "$5" opt/rda/packages
-cat > opt/rda/bin/twistd <<END
+# The library is named because a Python may look for it where only root may.
+program() {
+    cat > "opt/rda/bin/$2" <<END
 #!/bin/sh
-PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=/opt/rda/source:/opt/rda/packages exec /opt/rda/python/bin/$6 -c \
-  'import sys; sys.argv[0] = "twistd"; from twisted.scripts.twistd import run; run()' "\$@"
+LD_LIBRARY_PATH=/opt/rda/python/lib PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=/opt/rda/source:/opt/rda/packages exec /opt/rda/python/bin/$1 -c \
+  'import sys; sys.argv[0] = "$2"; from $3 import $4; sys.exit($4())' "\$@"
 END
-chmod 755 opt/rda/bin/twistd
+    chmod 755 "opt/rda/bin/$2"
+}
+program "$6" twistd twisted.scripts.twistd run
+program "$6" rda rda.command main
 rm -rf etc/systemd/system etc/systemd/user
 mkdir -p etc/systemd/system etc/systemd/user etc/rda
 cp "$units"/system/* etc/systemd/system

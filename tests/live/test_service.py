@@ -142,26 +142,25 @@ class ServiceTests(LiveTestCase):
         self.assertEqual(self.machine.run("stat", "-c", "%a %U", SOCKET), f"600 {USER}")
 
     def test_reload(self) -> None:
-        """A reload opens what was added, and what did not change goes on; a mistake changes nothing."""
+        """A reload opens what was added, and what did not change goes on; a mistake fails, says why, changes nothing."""
         self.start()
         pid, added = self.machine.show(UNIT, "MainPID"), SOCKET.replace("docker", "added")
         self.assertNotEqual(self.machine.run("ls", SOCKET.rpartition("/")[0]).split(), [])
         again = (
             f'[context.added]\nremote = "{self.host.user}@{self.host.address}:{SSHD_PORT}"\nlisten = ["unix:{added}"]'
         )
-        for listen, expected in (
-            (f'listen = ["unix:{SOCKET}", "tcp:1"]', ["docker.sock"]),
-            (f'listen = ["unix:{SOCKET}"]\n{again}', ["added.sock", "docker.sock"]),
+        for listen, reason, expected in (
+            (f'listen = ["unix:{SOCKET}", "tcp:1"]', "listen", ["docker.sock"]),
+            (f'listen = ["unix:{SOCKET}"\n', "not TOML", ["docker.sock"]),
+            (f'listen = ["unix:{SOCKET}"]\n{again}', "", ["added.sock", "docker.sock"]),
         ):
             self.configure(listen)
-            self.machine.systemctl("reload", UNIT)
-            self.eventually(
-                lambda want=expected: (
-                    [n for n in self.machine.run("ls", "/run/rda-alice").split() if n in want] == want
-                ),
-                f"{expected} are there:\n{self.machine.journal()}",
-                SECONDS,
-            )
+            if reason:
+                self.assertRaises(AssertionError, self.machine.systemctl, "reload", UNIT)
+                self.assertRegex(self.machine.journal(), f"rda: configuration: .*{reason}.*the configuration before it")
+            else:
+                self.machine.systemctl("reload", UNIT)
+            self.assertEqual(self.machine.run("ls", "/run/rda-alice").split(), expected)
         self.assertEqual(self.machine.show(UNIT, "MainPID"), pid)
         self.assertEqual(self.machine.show(UNIT, "ActiveState"), "active")
 
@@ -172,7 +171,8 @@ class ServiceTests(LiveTestCase):
         remote = f'remote = "{self.host.user}@{self.host.address}:{SSHD_PORT}"\nssh_config = "none"'
         listen = 'listen = ["systemd:domain=UNIX:name=rda.socket"]'
         self.furnish("/home/alice/.config/rda/rda.toml", f"{remote}\n{listen}\n", "600")
-        self.machine.run("install", "-D", "/opt/rda/bin/twistd", "/home/alice/.local/bin/twistd")
+        for program in ("twistd", "rda"):
+            self.machine.run("install", "-D", f"/opt/rda/bin/{program}", f"/home/alice/.local/bin/{program}")
         self.machine.run("chown", "-R", USER, "/home/alice")
         environment = [f"XDG_RUNTIME_DIR={runtime}", "HOME=/home/alice", "DOCKER_CONFIG=/tmp"]
         manager = ["--property=Delegate=yes", "--property=Type=notify", "/lib/systemd/systemd", "--user"]
@@ -187,6 +187,7 @@ class ServiceTests(LiveTestCase):
         version = [self.host.docker_cli, "-H", f"unix://{socket}", "version", "--format", "{{.Server.Os}}"]
         self.assertEqual(self.machine.run(*alice, *version), "linux")
         self.assertEqual(self.machine.run(*alice, "systemctl", "--user", "is-active", "rda"), "active")
+        self.machine.run(*alice, "systemctl", "--user", "reload", "rda")
 
     def test_units_are_sound(self) -> None:
         """systemd finds nothing wrong with the units, and what they may do is little."""
