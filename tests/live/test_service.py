@@ -142,7 +142,7 @@ class ServiceTests(LiveTestCase):
         self.assertEqual(self.machine.run("stat", "-c", "%a %U", SOCKET), f"600 {USER}")
 
     def test_reload(self) -> None:
-        """A reload opens what was added, and what did not change goes on; a mistake fails, says why, changes nothing."""
+        """A reload opens what was added, what did not change goes on; a mistake fails, says why, changes nothing."""
         self.start()
         pid, added = self.machine.show(UNIT, "MainPID"), SOCKET.replace("docker", "added")
         self.assertNotEqual(self.machine.run("ls", SOCKET.rpartition("/")[0]).split(), [])
