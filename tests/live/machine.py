@@ -58,7 +58,8 @@ mount --bind "$5" opt/rda/packages
 program() {
     cat > "opt/rda/bin/$2" <<END
 #!/bin/sh
-LD_LIBRARY_PATH=/opt/rda/python/lib PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=/opt/rda/source:/opt/rda/packages exec /opt/rda/python/bin/$1 -c \
+export LD_LIBRARY_PATH=/opt/rda/python/lib PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=/opt/rda/source:/opt/rda/packages
+exec /opt/rda/python/bin/$1 -c \
   'import sys; sys.argv[0] = "$2"; from $3 import $4; sys.exit($4())' "\$@"
 END
     chmod 755 "opt/rda/bin/$2"
