@@ -8,7 +8,7 @@ that bridge; whoever is on the bridge, or on the host itself, can connect, and g
 
 Per port::
 
-container ─▶ 172.17.0.1:5432 (the program) ─▶ socket (sshd) ══SSH══▶ here ─▶ 127.0.0.1:5432, else [::1]:5432
+    container ─▶ 172.17.0.1:5432 (the program) ─▶ socket (sshd) ══SSH══▶ here ─▶ 127.0.0.1:5432, else [::1]:5432
 """
 
 from __future__ import annotations
