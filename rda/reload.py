@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
 from rda.config import Config, Context
+from rda.deferreds import Waiters
 from rda.errors import ConfigError
 from rda.status import Problem
 
@@ -62,7 +63,7 @@ class Reloading:
         self._problems: tuple[Problem, ...] = ()
         self._busy = False
         self._again = False
-        self._waiting: list[Deferred[None]] = []
+        self._idle: Waiters[None] = Waiters()
         self.count = 0
 
     def problems(self) -> tuple[Problem, ...]:
@@ -87,17 +88,11 @@ class Reloading:
             self._busy = False
             self.count += 1
             self._ended()
-            waiting, self._waiting = self._waiting, []
-            for done in waiting:
-                done.callback(None)
+            self._idle.fire(None)
 
     def when_idle(self) -> Deferred[None]:
         """Fire when nothing is being applied."""
-        if not self._busy:
-            return succeed(None)
-        done: Deferred[None] = Deferred()
-        self._waiting.append(done)
-        return done
+        return self._idle.wait() if self._busy else succeed(None)
 
     async def _once(self) -> None:
         try:

@@ -14,11 +14,13 @@ from typing import Any
 from cryptography import x509
 from OpenSSL import SSL
 from twisted.internet.address import HostnameAddress, IPv4Address, UNIXAddress
+from twisted.internet.interfaces import IOpenSSLContextFactory
 from twisted.internet.protocol import Factory
 from twisted.internet.ssl import CertificateOptions
 from twisted.internet.testing import StringTransport
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 
 from rda.access.admission import Admission
 from rda.access.caller import Caller, Proof
@@ -276,9 +278,8 @@ class CertificateTests(RelayCase):
             context.use_privatekey_file(str(directory / "key.pem"))
         if maximum is not None:
             context.set_max_proto_version(maximum)
-        options = SimpleNamespace(getContext=lambda: context)
         client = Peer()
-        far = TLSMemoryBIOFactory(_Options(options), True, Factory.forProtocol(lambda: client), self.clock)
+        far = TLSMemoryBIOFactory(_ClientTLS(context), True, Factory.forProtocol(lambda: client), self.clock)
         near = TLSFactory(self.tls, False, self.site, self.clock)
         client_end = far.buildProtocol(None)
         self.network.connect(client_end, near.buildProtocol(None))
@@ -300,11 +301,15 @@ class CertificateTests(RelayCase):
         self.assertIsNotNone(client.lost)
 
 
-class _Options:
+@implementer(IOpenSSLContextFactory)
+class _ClientTLS:
     """The context of one client."""
 
-    def __init__(self, options: Any) -> None:
-        self.getContext = options.getContext
+    def __init__(self, context: SSL.Context) -> None:
+        self._context = context
+
+    def getContext(self) -> SSL.Context:
+        return self._context
 
 
 class RequiredCertificateTests(CertificateTests):

@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("api", "access.audit", "ports", "sync", "proxy", "ssh", "pages"),
     ("record", "reload", "words"),
     ("docker", "access.policy", "access.policy_config", "config", "status", "interfaces", "service_manager", "sockets"),
-    ("access", "flow", "limits", "state_lock"),
+    ("access", "deferreds", "flow", "limits", "state_lock"),
     ("errors",),
     ("",),
 )

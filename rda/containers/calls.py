@@ -10,17 +10,17 @@ from __future__ import annotations
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
-from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from rda.access.caller import Caller
 from rda.api import DaemonAPI
 from rda.containers.reconciler import Owned, Reconciler
 from rda.containers.waiting import Waiting
+from rda.deferreds import gather
 from rda.docker import labels, rewrite
 from rda.docker.binds import volume_source
 from rda.docker.host_network import HostForwards
@@ -43,8 +43,6 @@ MANY_BYTES = 50_000_000
 
 #: A body that has to be an object, as the proxy hands it over.
 _Document = dict[str, object]
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -261,7 +259,7 @@ class Containers:
     async def _place(self, found: Sorted) -> dict[str, str]:
         """Give every mirrored source its remote path, all at once; returns document path -> remote path."""
         placing = [self._mirrors.place(path, create_missing=bind.may_create) for bind, path in found.local]
-        places = await _all_of(placing)
+        places = await gather(*placing)
         return {bind.path: place.remote for (bind, _), place in zip(found.local, places, strict=True)}
 
     async def _created(self, call: Call, sent: Outgoing, status: int, body: Any) -> Any:
@@ -436,12 +434,3 @@ class Containers:
 def _asked_name(call: Call) -> str:
     """The name that a create gives its container, "" when the daemon is to choose one."""
     return dict(reversed(call.query)).get("name", "").lstrip("/")
-
-
-async def _all_of(work: Sequence[Deferred[_T]]) -> list[_T]:
-    """Wait for all; fail as the first that failed, when all have ended."""
-    results = await DeferredList(work, consumeErrors=True)
-    for succeeded, result in results:
-        if not succeeded:
-            cast("Failure", result).raiseException()
-    return [result for _, result in results]

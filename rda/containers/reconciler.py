@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 
 from rda.api import DaemonAPI
 from rda.containers.made_here import MadeHere
+from rda.deferreds import Waiters
 from rda.docker import rewrite
 from rda.docker.host_network import HostForwards
 from rda.docker.ports import Published
@@ -94,7 +95,7 @@ class Reconciler(Service):
         self.made_here = made_here or MadeHere()
         self._owned: dict[str, Owned] = {}
         self._starting: dict[str, int] = {}
-        self._looks: dict[str, Deferred[None]] = {}
+        self._looks: dict[str, Waiters[None]] = {}
         self._look_again: set[str] = set()
         self._blocked: dict[str, tuple[int, IDelayedCall]] = {}
         self._problems: dict[str, Problem] = {}
@@ -186,18 +187,16 @@ class Reconciler(Service):
 
         :param container: the full id.
         """
-        running = self._looks.get(container)
-        if running is not None:
+        if container in self._looks:
             self._look_again.add(container)
-            return _after(running)
-        look = Deferred.fromCoroutine(self._look_until_still(container))
-        self._looks[container] = look
-        look.addBoth(self._looked, container)
-        return _after(look)
+            return self._looks[container].wait()
+        waiters = self._looks[container] = Waiters()
+        looked = waiters.wait()
+        Deferred.fromCoroutine(self._look_until_still(container)).addBoth(self._looked, container)
+        return looked
 
-    def _looked(self, result: object, container: str) -> object:
-        self._looks.pop(container, None)
-        return result
+    def _looked(self, result: Failure | None, container: str) -> None:
+        self._looks.pop(container).fire(result)
 
     async def _look_until_still(self, container: str) -> None:
         while True:
@@ -329,19 +328,3 @@ class Reconciler(Service):
     def problems(self) -> tuple[Problem, ...]:
         """What could not be applied."""
         return tuple(self._problems.values())
-
-
-def _after(look: Deferred[None]) -> Deferred[None]:
-    """A Deferred of one's own that fires as ``look`` does; cancelling it does not cancel the look."""
-    mine: Deferred[None] = Deferred()
-
-    def pass_on(result: Failure | None) -> Failure | None:
-        if not mine.called:
-            if isinstance(result, Failure):
-                mine.errback(result)
-                return None
-            mine.callback(None)
-        return result
-
-    look.addBoth(pass_on)
-    return mine

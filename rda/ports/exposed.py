@@ -34,6 +34,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from rda.deferreds import Waiters
 from rda.docker.rewrite import HOST_NAME
 from rda.errors import ChannelRefused, CommandFailed, RdaError
 from rda.interfaces import IRemoteHost, IRemoteListener
@@ -199,7 +200,7 @@ class Exposed:
     :param ports: the only ports that are reached.
     :param gateway: asks the daemon for the address of its bridge's gateway, "" when it has none.
     :param local: makes the endpoints of a port of this machine, one for each address to try.
-    :ivar address: what :data:`NAME` means on the remote host, "" while that is not known.
+    :ivar address: what :data:`~rda.docker.rewrite.HOST_NAME` means on the remote host, "" while that is not known.
     """
 
     _log = Logger()
@@ -218,7 +219,7 @@ class Exposed:
         self._ports = [_Port(clock, port, _Service(port, local(port))) for port in ports]
         self.address = ""
         self._opening: Deferred[None] | None = None
-        self._waiting: list[Deferred[None]] = []
+        self._waiters: Waiters[None] = Waiters()
         self._program: _Program | None = None
         self._retry: IDelayedCall | None = None
         self._failures = 0
@@ -311,9 +312,7 @@ class Exposed:
             self._known = True
             if isinstance(result, Failure):
                 self._failed(result.getErrorMessage())
-        waiting, self._waiting = self._waiting, []
-        for one in waiting:
-            one.callback(None)
+        self._waiters.fire(None)
 
     def _failed(self, reason: str) -> None:
         """Try again later: somebody may install the program, or free the port."""
@@ -340,9 +339,7 @@ class Exposed:
         """Fire when it is known what is reached from there, and what is not; or when that takes too long."""
         if not self._ports or (self._known and self._opening is None):
             return succeed(None)
-        waiting: Deferred[None] = Deferred(self._waiting.remove)
-        self._waiting.append(waiting)
-        return waiting.addTimeout(ANSWER_SECONDS, self._clock, _go_on)
+        return self._waiters.wait().addTimeout(ANSWER_SECONDS, self._clock, _go_on)
 
     def warnings(self) -> tuple[str, ...]:
         """What to tell whoever makes a container: the ports that it will not reach, and why."""

@@ -19,6 +19,7 @@ from twisted.internet.interfaces import IAddress, IListeningPort, IReactorTime
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
+from rda.deferreds import follow
 from rda.docker.ports import Listener, Listeners, Published, shown_addresses
 from rda.errors import PortUnavailable
 from rda.interfaces import IRemoteHost
@@ -273,7 +274,7 @@ class Forwards:
         self, container: str, name: str, wanted: tuple[Published, ...], all_or_none: bool
     ) -> Reservation:
         if self._closing:  # a port that is being closed may be among those to open
-            await DeferredList([_after(one) for one in self._closing], consumeErrors=True)
+            await DeferredList([follow(one) for one in self._closing], consumeErrors=True)
         entry = self._containers.setdefault(container, _Container(name))
         entry.name = name
         missing = tuple(_NotForwarded(one, reason) for one in wanted if (reason := _unsupported(one)))
@@ -319,7 +320,7 @@ class Forwards:
         """
         entry = self._containers.pop(container, None)
         closing = [self._shut(forward) for forward in entry.forwards.values()] if entry else []
-        return DeferredList([_after(one) for one in closing], consumeErrors=True).addCallback(lambda _: None)
+        return DeferredList([follow(one) for one in closing], consumeErrors=True).addCallback(lambda _: None)
 
     def stop(self) -> Deferred[None]:
         """Close everything at once; fires when it is closed."""
@@ -516,15 +517,3 @@ def _unavailable(endpoint: _Endpoint, published: Published, error: CannotListenE
     family = "tcp6" if ":" in str(error.interface) else "tcp4"
     at = _joined(str(error.interface), error.port)
     return PortUnavailable(f"{what}Error starting userland proxy: listen {family} {at}: bind: {reason.lower()}")
-
-
-def _after(closing: Deferred[Any]) -> Deferred[None]:
-    """Return a Deferred of its own that fires when ``closing`` has ended, however it did."""
-    mine: Deferred[None] = Deferred()
-
-    def pass_on(result: Any) -> Any:
-        mine.callback(None)
-        return result
-
-    closing.addBoth(pass_on)
-    return mine

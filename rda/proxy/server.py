@@ -17,6 +17,7 @@ from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
 
 from rda.access.caller import Caller
+from rda.deferreds import Waiters
 from rda.docker import routes
 from rda.errors import RdaError
 from rda.interfaces import ICallRewriter, IGate
@@ -140,7 +141,7 @@ class DockerSite(server.Site):
         self._channels: set[DockerChannel] = set()
         self._unproved: set[DockerChannel] = set()  # of these
         self._refused: set[DockerChannel] = set()
-        self._drained: list[Deferred[None]] = []
+        self._drained: Waiters[None] = Waiters()
         self._reaper: IDelayedCall | None = None
         self.proxy = ProxyResource(DaemonPool(upstream, clock, limits), rewriter, clock)
         if own is not None:
@@ -301,15 +302,13 @@ class DockerSite(server.Site):
             channel.close_if_idle()
         if not self._channels:
             return succeed(None)
-        done: Deferred[None] = Deferred()
-        self._drained.append(done)
         timeout = self.clock.callLater(seconds, self._cut)
 
         def finished(result: None) -> None:
             if timeout.active():
                 timeout.cancel()
 
-        return done.addCallback(finished)
+        return self._drained.wait().addCallback(finished)
 
     def _cut(self) -> None:
         """Cut what is still running."""
@@ -319,9 +318,7 @@ class DockerSite(server.Site):
 
     def _now_drained(self) -> None:
         self.proxy.pool.close()
-        waiting, self._drained = self._drained, []
-        for done in waiting:
-            done.callback(None)
+        self._drained.fire(None)
 
     def _reap(self) -> None:
         """Look for clients that are gone without having been noticed."""

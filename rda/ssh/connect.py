@@ -18,6 +18,7 @@ from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
 from rda.access.remotes import pins_for
+from rda.deferreds import Waiters
 from rda.errors import LinkDown, LoginFailed, RdaError
 from rda.ssh.address_family import in_family
 from rda.ssh.channels import direct_tcp
@@ -59,7 +60,7 @@ class Connector:
     permits: tuple[str, ...] | None = None
     direct: Callable[[Target], IStreamClientEndpoint] | None = None
     _alive: set[WatchedTransport] = field(default_factory=set)
-    _waiting: list[Deferred[None]] = field(default_factory=list)
+    _waiters: Waiters[None] = field(default_factory=Waiters)
 
     def open(self, target: Target) -> Deferred[WatchedTransport]:
         """Connect, verify and log in.
@@ -71,10 +72,9 @@ class Connector:
 
     def closed(self) -> Deferred[None]:
         """Fire when no connection is left, those to jump hosts included."""
-        waiting: Deferred[None] = Deferred()
-        self._waiting.append(waiting)
+        closed = self._waiters.wait()
         self._check()
-        return waiting
+        return closed
 
     def _gone(self, reason: RdaError, transport: WatchedTransport) -> RdaError:
         self._alive.discard(transport)
@@ -83,9 +83,7 @@ class Connector:
 
     def _check(self) -> None:
         if not self._alive:
-            waiting, self._waiting = self._waiting, []
-            for one in waiting:
-                one.callback(None)
+            self._waiters.fire(None)
 
     async def _open_permitted(self, target: Target) -> WatchedTransport:
         """Make sure that every host on the way is allowed before any of them is connected to."""

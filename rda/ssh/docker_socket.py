@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import (
     IDelayedCall,
     IHalfCloseableProtocol,
@@ -26,6 +26,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from rda.deferreds import Waiters
 from rda.errors import ChannelRefused, CommandFailed, ConfigError, RdaError
 from rda.ssh.channels import Connection, StreamChannel, command, direct_tcp, streamlocal
 from rda.ssh.line import Line
@@ -178,7 +179,7 @@ class DockerSocket:
         self._first = Way.STREAMLOCAL if address.path else Way.TCP
         self._chosen: tuple[Connection, Way] | None = None
         self._search: Deferred[Way] | None = None
-        self._followers: list[Deferred[Way]] = []
+        self._seekers: Waiters[Way] = Waiters()
         self._vain: tuple[float, RdaError] | None = None
         self._spares: deque[_Spare] = deque()
         self._opening = 0
@@ -244,24 +245,19 @@ class DockerSocket:
 
     def _find_way(self, connection: Connection, refusal: ChannelRefused) -> Deferred[Way]:
         """Find another way; all that need one wait for the same search."""
-        follower: Deferred[Way] = Deferred()
         if self._vain is not None and self._clock.seconds() - self._vain[0] < SEARCH_AGAIN:
-            follower.errback(self._vain[1])
-            return follower
-        self._followers.append(follower)
+            return fail(self._vain[1])
+        way = self._seekers.wait()
         if self._search is None:
             self._search = Deferred.fromCoroutine(self._try_ways(connection, refusal))
             self._search.addBoth(self._found)
-        return follower
+        return way
 
     def _found(self, result: Way | Failure) -> None:
         self._search = None
         if isinstance(result, Failure) and isinstance(result.value, RdaError):
             self._vain = (self._clock.seconds(), result.value)
-        followers, self._followers = self._followers, []
-        for follower in followers:
-            if not follower.called:
-                follower.callback(result)  # a Failure is passed on as one
+        self._seekers.fire(result)
 
     async def _try_ways(self, connection: Connection, refusal: ChannelRefused) -> Way:
         path = self._address.path

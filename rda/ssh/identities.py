@@ -16,6 +16,7 @@ from twisted.conch.ssh.keys import Key
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from rda.deferreds import Waiters
 from rda.ssh.agent import AgentClient, AgentKey
 from rda.ssh.keys import (
     CERTIFICATE_SUFFIX,
@@ -107,7 +108,7 @@ class KeyStore:
         self.ask = ask
         self._unlocked: dict[bytes, Key] = {}
         # Prompts that are on the screen: a connection that is lost meanwhile must not lead to a second one.
-        self._asking: dict[bytes, list[Deferred[bytes | None]]] = {}
+        self._asking: dict[bytes, Waiters[bytes | None]] = {}
 
     def find(self, paths: Iterable[str], certificates: Iterable[str] = ()) -> list[IdentityFile]:
         """Read identity files.
@@ -194,17 +195,15 @@ class KeyStore:
     def _prompt(self, identity: IdentityFile) -> Deferred[bytes | None]:
         assert self.ask is not None
         assert identity.private is not None
-        waiting: Deferred[bytes | None] = Deferred()
-        waiters = self._asking.setdefault(identity.private, [])
-        waiters.append(waiting)
-        if len(waiters) == 1:
-            self.ask(f"Passphrase for the key {identity.path}: ").addBoth(self._answered, identity.private)
-        return waiting
+        if identity.private in self._asking:
+            return self._asking[identity.private].wait()
+        waiters = self._asking[identity.private] = Waiters()
+        answer = waiters.wait()
+        self.ask(f"Passphrase for the key {identity.path}: ").addBoth(self._answered, identity.private)
+        return answer
 
     def _answered(self, result: bytes | Failure | None, private: bytes) -> None:
-        for waiting in self._asking.pop(private):
-            if not waiting.called:
-                waiting.callback(result)  # a Failure is passed on as one
+        self._asking.pop(private).fire(result)
 
     def candidate(self, identity: IdentityFile, certificate: bytes | None = None) -> Candidate:
         """An identity file, or its certificate, as something to log in with."""

@@ -32,6 +32,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from rda.deferreds import follow
 from rda.errors import HostKeyRefused, LinkDown, RdaError
 from rda.ssh.channels import Connection
 from rda.ssh.keepalive import Keepalive, Opened
@@ -263,7 +264,7 @@ class Line(Service):
         client, self._client = self._client, None
         self.next_try = None
         if client is None:
-            return succeed(None) if self._closing is None else _follow(self._closing)
+            return succeed(None) if self._closing is None else follow(self._closing)
         closing: Deferred[None] = Deferred()
         self._closing = closing
 
@@ -273,7 +274,7 @@ class Line(Service):
             closing.callback(None)
 
         client.stopService().addBoth(closed)
-        return _follow(closing)
+        return follow(closing)
 
     def _attempt(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
         self.next_try = None
@@ -426,14 +427,3 @@ class _LineEndpoint:
 @implementer(IAddress)
 class _Nowhere:
     """The stand-in's address: nobody asks for it."""
-
-
-def _follow(source: Deferred[None]) -> Deferred[None]:
-    """A Deferred of one's own that fires when another does."""
-    follower: Deferred[None] = Deferred()
-
-    def fired(result: None) -> None:
-        follower.callback(None)
-
-    source.addCallback(fired)
-    return follower

@@ -27,6 +27,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from rda.config import Remote
+from rda.deferreds import Waiters
 from rda.errors import ConfigError, LinkDown, LoginFailed
 from rda.interfaces import IRemoteFiles, IRemoteHost, IRemoteListener
 from rda.ssh.askpass import passphrase_asker
@@ -119,7 +120,7 @@ class Link(Service):
         self._docker_at()
         self._watch = NetworkWatch(reactor, self.network_changed)
         self._files: SFTPFiles | None = None
-        self._files_waiting: list[Deferred[IRemoteFiles]] = []
+        self._files_opening: Waiters[IRemoteFiles] | None = None
 
     # -- IRemoteHost
 
@@ -174,11 +175,12 @@ class Link(Service):
         """The remote host's file system, over one SFTP channel that all share; a lost one is replaced."""
         if self._files is not None and not self._files.lost:
             return succeed(self._files)
-        waiting: Deferred[IRemoteFiles] = Deferred()
-        self._files_waiting.append(waiting)
-        if len(self._files_waiting) == 1:
-            Deferred.fromCoroutine(self._open_files()).addBoth(self._files_opened)
-        return waiting
+        if self._files_opening is not None:
+            return self._files_opening.wait()
+        self._files_opening = Waiters()
+        files = self._files_opening.wait()
+        Deferred.fromCoroutine(self._open_files()).addBoth(self._files_opened)
+        return files
 
     @property
     def connected(self) -> bool:
@@ -198,10 +200,9 @@ class Link(Service):
     def _files_opened(self, result: SFTPFiles | Failure) -> None:
         if isinstance(result, SFTPFiles):
             self._files = result
-        waiting, self._files_waiting = self._files_waiting, []
-        for one in waiting:
-            if not one.called:
-                one.callback(result)  # a Failure is passed on as one
+        waiters, self._files_opening = self._files_opening, None
+        assert waiters is not None
+        waiters.fire(result)
 
     def _on_main(
         self, make: Callable[[Connection], IStreamClientEndpoint], factory: IProtocolFactory

@@ -15,15 +15,16 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 
+from rda.deferreds import InThread, each, gather
 from rda.interfaces import IRemoteFiles
 from rda.sync import content, large
-from rda.sync.bulk import Bulk, InThread
+from rda.sync.bulk import Bulk
 from rda.sync.large import Progress
 from rda.sync.manifest import Manifest
 from rda.sync.plan import Plan, Put
 from rda.sync.publish import Publisher, Staged
 from rda.sync.record import Outcome, Record
-from rda.sync.remote import OPERATIONS_AT_ONCE, RemoteTree, each, gather
+from rda.sync.remote import OPERATIONS_AT_ONCE, RemoteTree
 from rda.sync.stage import Staging
 from rda.sync.tree import OWNER_KEEPS_ACCESS, Entry, Kind, depth, folded, within
 

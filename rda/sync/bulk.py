@@ -18,10 +18,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from rda.deferreds import InThread, gather
 from rda.errors import ChannelRefused, CommandFailed, LinkDown
 from rda.interfaces import IRemoteHost
 from rda.sync import content, tar
-from rda.sync.remote import gather
 from rda.sync.tree import OWNER_KEEPS_ACCESS, Entry, Kind
 
 #: The directory comes on the first line. ``-o``: members belong to who unpacks them, root too; ``-p``: no umask. GNU
@@ -49,8 +49,6 @@ BATCH_BYTES = 1024 * 1024
 
 #: Exit statuses of a shell that cannot find or run a program.
 _NO_PROGRAM = (126, 127)
-
-InThread = Callable[..., Deferred[Any]]
 
 
 class Member(NamedTuple):

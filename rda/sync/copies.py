@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 from twisted.internet.defer import Deferred
 
+from rda.deferreds import InThread, each
 from rda.interfaces import Attributes, IRemoteFiles
 from rda.status import Problem, RemoteCopy
-from rda.sync.bulk import InThread
 from rda.sync.manifest import peek, remove_manifest
-from rda.sync.remote import OPERATIONS_AT_ONCE, RemoteTree, each
+from rda.sync.remote import OPERATIONS_AT_ONCE, RemoteTree
 from rda.sync.tree import Kind
 
 #: Copies that are measured at once: each of them asks for many directories at once already.

@@ -18,10 +18,10 @@ from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 
+from rda.deferreds import InThread, gather
 from rda.interfaces import Attributes, IRemoteFiles
 from rda.sync import content
 from rda.sync.content import BLOCK, DIGEST, PIECE
-from rda.sync.remote import gather
 from rda.sync.tree import Entry
 
 #: Pieces of one file that may be on their way.
@@ -31,8 +31,6 @@ PIECES_AHEAD = 4
 DELTA_FROM = 4 * 1024 * 1024
 
 _ZEROS = bytes(PIECE)
-
-InThread = Callable[..., Deferred[Any]]
 
 
 Copy = Callable[[bytes, bytes], Awaitable[bool]]

@@ -9,7 +9,7 @@ from typing import Any
 from twisted.logger import Logger
 from watchdog.observers.api import ObservedWatch
 
-from rda.sync.bulk import InThread
+from rda.deferreds import InThread
 from rda.sync.tree import Kind, Scope
 from rda.sync.watch import Hints, Watcher
 

@@ -21,11 +21,12 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from rda.deferreds import InThread, Waiters, gather
 from rda.errors import LinkDown, RdaError, SyncFailed, SyncHalted
 from rda.interfaces import IRemoteHost
 from rda.status import MirrorStatus, Problem
 from rda.sync import pull
-from rda.sync.bulk import Bulk, InThread
+from rda.sync.bulk import Bulk
 from rda.sync.inside import PlainRoot
 from rda.sync.local_watch import LocalWatch
 from rda.sync.manifest import Manifest
@@ -33,7 +34,7 @@ from rda.sync.owner import DEFAULT_OWNER, OwnerChoice
 from rda.sync.problems import Problems
 from rda.sync.progress import Transfer
 from rda.sync.reconcile import Reconcile
-from rda.sync.remote import RemoteTree, gather
+from rda.sync.remote import RemoteTree
 from rda.sync.remote_look import RemoteLook, RemoteView
 from rda.sync.remote_watch import RemoteWatch
 from rda.sync.scan import RootProblem, Scanner
@@ -141,7 +142,7 @@ class Mirror:
         self._served: list[Deferred[None]] = []
         self._busy = False
         self._running: Deferred[None] = succeed(None)
-        self._prepared: list[Deferred[None]] = []
+        self._prepared: Waiters[None] = Waiters()
         self._stopped = False
         self._live = False
         self._watch = LocalWatch(self._root, kind, tools.watcher, self._clock, tools.in_thread, self._event)
@@ -161,7 +162,7 @@ class Mirror:
         self._took = 0.0
         self._noticed: float | None = None
         self._counted = True
-        self._measuring: list[Deferred[None]] = []
+        self._measuring: Waiters[None] = Waiters()
         self._transfer = Transfer(self._clock.seconds, self._check, self._report)
         self._reconcile = Reconcile(
             self._root,
@@ -184,13 +185,11 @@ class Mirror:
 
     def prepare(self) -> Deferred[None]:
         """Fire when the remote path exists; start mirroring."""
-        done: Deferred[None] = Deferred()
         if self._session.is_up():
-            done.callback(None)
-        else:
-            self._prepared.append(done)
-            self.look(WHOLE)
-        return done
+            return succeed(None)
+        prepared = self._prepared.wait()
+        self.look(WHOLE)
+        return prepared
 
     def flush(self) -> Deferred[None]:
         """Fire when everything that is on the local disk now is on the remote.
@@ -258,7 +257,8 @@ class Mirror:
         self._watch.stop()
         self._watch_there.stop()
         waiters, self._waiters = self._waiters, []
-        self._fail([*waiters, *self._take_prepared()], SyncFailed("rda is stopping"))
+        self._fail(waiters, SyncFailed("rda is stopping"))
+        self._prepared.fire(Failure(SyncFailed("rda is stopping")))
         return self._running.addCallback(self._close)
 
     def _close(self, _: None) -> None:
@@ -282,18 +282,11 @@ class Mirror:
 
     def measured(self) -> Deferred[None]:
         """Fire when it is known how much there is to transfer: at once when nothing is under way."""
-        done: Deferred[None] = Deferred()
-        if self._busy and not self._counted:
-            self._measuring.append(done)
-        else:
-            done.callback(None)
-        return done
+        return self._measuring.wait() if self._busy and not self._counted else succeed(None)
 
     def _measured(self) -> None:
         self._counted = True
-        measuring, self._measuring = self._measuring, []
-        for one in measuring:
-            one.callback(None)
+        self._measuring.fire(None)
 
     # -- passes
 
@@ -401,11 +394,8 @@ class Mirror:
             error = SyncFailed(f"{self.source} could not be synchronised: {error!r}. rda's log has the details")
         if self._state not in ("halted", "paused"):
             self._again_later(WHOLE)
-        self._fail([*waiters, *self._take_prepared()], error)
-
-    def _take_prepared(self) -> list[Deferred[None]]:
-        prepared, self._prepared = self._prepared, []
-        return prepared
+        self._fail(waiters, error)
+        self._prepared.fire(Failure(error))
 
     @staticmethod
     def _fail(waiters: list[Deferred[None]], error: Exception) -> None:
@@ -455,8 +445,7 @@ class Mirror:
 
     async def _prepared_remote(self, manifest: Manifest, whole: bool) -> tuple[RemoteTree, bool]:
         prepared = await self._session.prepared(manifest, examine=whole)
-        for one in self._take_prepared():
-            one.callback(None)
+        self._prepared.fire(None)
         return prepared
 
     async def _opened(self) -> Manifest:

@@ -19,14 +19,14 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
+from rda.deferreds import InThread, Waiters, gather
 from rda.errors import BadRequest, RdaError, SyncFailed
 from rda.interfaces import IRemoteFiles, IRemoteHost
 from rda.status import MirrorStatus, Problem, RemoteCopy
-from rda.sync.bulk import Bulk, InThread
+from rda.sync.bulk import Bulk
 from rda.sync.copies import Collected, Copies, Mounted
 from rda.sync.manifest import peek
 from rda.sync.mirror import Mirror, Settings, Tools
-from rda.sync.remote import gather
 from rda.sync.remote_look import RemoteLook
 from rda.sync.tree import Kind
 from rda.sync.watch import Watcher
@@ -95,7 +95,7 @@ class Mirrors(Service):
         self._reviewing: IDelayedCall | None = None
         self._holders: dict[str, frozenset[str]] = {}
         self._absent: dict[str, Problem] = {}
-        self._removing: dict[str, list[Deferred[None]]] = {}
+        self._removing: dict[str, Waiters[None]] = {}
         self._mounted = mounted
         self._root_on: tuple[IRemoteFiles, bytes] | None = None
 
@@ -254,13 +254,13 @@ class Mirrors(Service):
         for copy in copies:
             used = self._is_known_used()
             if not used(copy.name):
-                self._removing[copy.name] = []
+                self._removing[copy.name] = Waiters()
                 await self._drop(copy.name)
             try:
                 problem = await remote.remove(copy, used, mounted)
             finally:
-                for waiter in self._removing.pop(copy.name, []):
-                    waiter.callback(None)
+                if (waiters := self._removing.pop(copy.name, None)) is not None:
+                    waiters.fire(None)
             if problem is None:
                 removed.append(copy.name)
             else:
@@ -337,9 +337,7 @@ class Mirrors(Service):
         if source not in self._mirrors:
             name = self._name(source)
             while name in self._removing:
-                removed: Deferred[None] = Deferred()
-                self._removing[name].append(removed)
-                await removed
+                await self._removing[name].wait()
             path = os.path.join(self._manifests, name + ".sqlite")
             kind = await self._tools.in_thread(_kind_of, source, kind_hint, create_missing, path)
             if source not in self._mirrors:

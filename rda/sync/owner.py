@@ -10,9 +10,9 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from rda.deferreds import InThread, each
 from rda.interfaces import IRemoteFiles
-from rda.sync.bulk import InThread
-from rda.sync.remote import OPERATIONS_AT_ONCE, RemoteTree, each
+from rda.sync.remote import OPERATIONS_AT_ONCE, RemoteTree
 from rda.sync.tree import Entry, Kind, join
 
 #: Added to permission bits where everybody may write: of files, and of directories.

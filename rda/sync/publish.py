@@ -15,11 +15,12 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from rda.deferreds import Waiters, gather
 from rda.interfaces import IRemoteFiles
 from rda.sync.manifest import Manifest
 from rda.sync.plan import Plan, Put
 from rda.sync.record import Record
-from rda.sync.remote import RemoteTree, blocked, gather
+from rda.sync.remote import RemoteTree, blocked
 from rda.sync.tree import OWNER_KEEPS_ACCESS, Entry, Kind, lineage, parent, printable
 
 #: What is read at once of two files that are compared (the server may give less).
@@ -51,7 +52,7 @@ class Publisher:
         self._misplaced: dict[bytes, str] = {}
         self._under_way = False
         self._failure: Failure | None = None
-        self._waiting: list[Deferred[None]] = []
+        self._waiters: Waiters[None] = Waiters()
 
     # -- is it inside?
 
@@ -67,9 +68,7 @@ class Publisher:
     def _ended(self, result: Any) -> None:
         self._under_way = False
         self._failure = result if isinstance(result, Failure) else None
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            waiter.callback(None)
+        self._waiters.fire(None)
 
     async def _look_at_parents(self, plan: Plan) -> None:
         made = {path for path, _ in plan.make}
@@ -91,9 +90,7 @@ class Publisher:
     async def over(self) -> None:
         """Wait until nothing runs beside the transfers any more; what became of it only :meth:`ready` tells."""
         if self._under_way:
-            seen: Deferred[None] = Deferred()
-            self._waiting.append(seen)
-            await seen
+            await self._waiters.wait()
 
     def is_lost(self, path: bytes) -> bool:
         """Whether a directory above is not what we had made there, so that what we had put into it is gone."""

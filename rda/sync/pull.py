@@ -12,18 +12,18 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 from twisted.internet.defer import Deferred
 
+from rda.deferreds import InThread, each
 from rda.errors import RdaError
 from rda.interfaces import IRemoteFiles
 from rda.sync import inside
 from rda.sync.both import Pull
 from rda.sync.large import Progress
 from rda.sync.manifest import Manifest
-from rda.sync.remote import RemoteTree, each
+from rda.sync.remote import RemoteTree
 from rda.sync.scan import INCOMING, entry_of_file
 from rda.sync.tree import Entry, Kind, folded, join, printable
 
@@ -32,8 +32,6 @@ FILES_AT_ONCE = 32
 PIECE = 256 * 1024
 
 _CREATE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
-
-InThread = Callable[..., Deferred[Any]]
 
 
 class Changed(Exception):

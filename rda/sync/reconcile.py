@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from rda.deferreds import InThread
 from rda.errors import SyncHalted
 from rda.sync import both, content, owner, plan
 from rda.sync.apply import Apply, Outcome
-from rda.sync.bulk import Bulk, InThread
+from rda.sync.bulk import Bulk
 from rda.sync.large import DELTA_FROM
 from rda.sync.manifest import Manifest
 from rda.sync.owner import OwnerChoice

@@ -18,13 +18,13 @@ import secrets
 import stat
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList, succeed
-from twisted.python.failure import Failure
 
+from rda.deferreds import each, follow, gather
 from rda.errors import SyncFailed
 from rda.interfaces import Attributes, IRemoteFiles
 from rda.sync.tree import Entry, Kind, join, lineage, parent, printable
@@ -37,42 +37,6 @@ SPARE_TEMPORARIES = 4
 
 #: What SFTP's file types are here.
 KINDS = {stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.DIRECTORY, stat.S_IFLNK: Kind.SYMLINK}
-
-_Item = TypeVar("_Item")
-
-
-async def each(items: Iterable[_Item], limit: int, work: Callable[[_Item], Awaitable[None]]) -> None:
-    """Do ``work`` for all items, at most ``limit`` at once; after the first failure nothing new is begun.
-
-    :raises Exception: the first failure, when everything that was under way has ended.
-    """
-    failures: list[Failure] = []
-    iterator = iter(items)
-
-    async def worker(first: _Item) -> None:
-        for item in itertools.chain((first,), iterator):
-            if failures:
-                return
-            try:
-                await work(item)
-            except Exception:
-                failures.append(Failure())
-                return
-
-    workers = [Deferred.fromCoroutine(worker(first)) for first in itertools.islice(iterator, limit)]
-    await DeferredList(workers)
-    if failures:
-        failures[0].raiseException()
-
-
-async def gather(*pending: Deferred[Any]) -> list[Any]:
-    """Wait for all of them; then raise the first failure, if any."""
-    results = await DeferredList(pending, consumeErrors=True)
-    for succeeded, result in results:
-        if not succeeded:
-            assert isinstance(result, Failure)
-            result.raiseException()
-    return [result for _, result in results]
 
 
 @dataclass(frozen=True)
@@ -265,10 +229,7 @@ class RemoteTree:
         self._spare.append(await self._open_temporary())
 
     async def _refilled(self) -> None:
-        if not self._refilling.called:
-            done: Deferred[None] = Deferred()
-            self._refilling.addCallback(lambda _: done.callback(None))
-            await done
+        await follow(self._refilling)
 
     async def discard(self, path: bytes) -> None:
         """Remove a temporary that is not needed; the next sweep gets what cannot be removed."""

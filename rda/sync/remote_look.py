@@ -15,10 +15,10 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from rda.deferreds import InThread, each
 from rda.errors import ChannelRefused, CommandFailed, LinkDown
 from rda.interfaces import IRemoteHost
-from rda.sync.bulk import InThread
-from rda.sync.remote import KINDS, OPERATIONS_AT_ONCE, RemoteTree, each
+from rda.sync.remote import KINDS, OPERATIONS_AT_ONCE, RemoteTree
 from rda.sync.tree import Entry, Kind, RemoteSnapshot, join
 
 #: The directory comes on the first line. Nine fields for each path, each ended by NUL: whether it is a directory that

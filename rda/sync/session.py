@@ -9,9 +9,9 @@ from collections.abc import Callable
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
+from rda.deferreds import InThread
 from rda.errors import RdaError
 from rda.interfaces import IRemoteFiles, IRemoteHost
-from rda.sync.bulk import InThread
 from rda.sync.manifest import Manifest
 from rda.sync.remote import RemoteTree
 from rda.sync.tree import Kind

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
+from rda.deferreds import InThread, each
 from rda.sync import bulk
-from rda.sync.bulk import Bulk, InThread, Member
+from rda.sync.bulk import Bulk, Member
 from rda.sync.large import Progress
 from rda.sync.manifest import Manifest
 from rda.sync.plan import Plan, Put
 from rda.sync.publish import Publisher, Staged
 from rda.sync.record import Record
-from rda.sync.remote import OPERATIONS_AT_ONCE, RemoteTree, each
+from rda.sync.remote import OPERATIONS_AT_ONCE, RemoteTree
 from rda.sync.tree import Entry, Kind, parent, topmost
 
 
