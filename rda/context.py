@@ -332,7 +332,8 @@ class ContextAgent(Service):
 
     def _explain(self, source: str) -> str:
         """How far a bind mount is, for the log."""
-        return next((progress(one) for one in self._mirrors.status() if one.source == source), "not mirrored yet")
+        known = (one for one in self._mirrors.status() if source in (one.source, *one.nested))
+        return next(map(progress, known), "not mirrored yet")
 
     def status(self) -> ContextStatus:
         """What this context is doing."""

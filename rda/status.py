@@ -94,6 +94,8 @@ class MirrorStatus:
     :ivar problems: of single paths, and of the mirror as a whole; the first hundred.
     :ivar problems_total: how many there are.
     :ivar conflicts: what was made on the remote in a local file's place, and is kept under another name.
+    :ivar nested: other sources, inside this one, that are mounted from this copy.
+    :ivar apart: why it is not mounted from the copy of a directory above that is mirrored too; "" where there is none.
     """
 
     source: str
@@ -114,6 +116,8 @@ class MirrorStatus:
     time_left: float | None = None
     problems_total: int = 0
     conflicts: tuple[Problem, ...] = ()
+    nested: tuple[str, ...] = ()
+    apart: str = ""
 
 
 @dataclass(frozen=True)

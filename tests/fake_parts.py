@@ -55,6 +55,7 @@ class FakeMirrors:
     """Mirrors everything to below /mirror, when the test lets it.
 
     :ivar held: container -> the sources that it uses.
+    :ivar apart: why sources have copies of their own, by source.
     :ivar flushing: flushes that the test has to end.
     :ivar failure: what places fail with.
     :ivar measured: what is to be transferred, by source.
@@ -66,12 +67,14 @@ class FakeMirrors:
         self.flushing: list[Deferred[None]] = []
         self.failure: Exception | None = None
         self.measured: dict[str, MirrorStatus] = {}
+        self.apart: dict[str, str] = {}
 
-    def place(self, source: str, create_missing: bool = False) -> Deferred[Place]:
-        self.journal.append(f"place {source} {create_missing}")
-        return fail(self.failure) if self.failure else succeed(Place(source, "/mirror" + source))
+    def place(self, source: str, create_missing: bool = False, alone: bool = False) -> Deferred[Place]:
+        self.journal.append(f"place {source} {create_missing}{' alone' if alone else ''}")
+        place = Place(source, "/mirror" + source, self.apart.get(source, ""))
+        return fail(self.failure) if self.failure else succeed(place)
 
-    def complete(self, source: str) -> Deferred[None]:
+    def complete(self, source: str, mounted: Iterable[str] = ()) -> Deferred[None]:
         self.journal.append(f"flush {source}")
         self.flushing.append(Deferred())
         return self.flushing[-1]
@@ -79,7 +82,9 @@ class FakeMirrors:
     def measure(self, source: str) -> Deferred[MirrorStatus | None]:
         return succeed(self.measured.get(source))
 
-    def hold(self, container: str, sources: Iterable[str]) -> Deferred[None]:
+    def hold(
+        self, container: str, sources: Iterable[str], mounted: Iterable[str] = (), created: bool = False
+    ) -> Deferred[None]:
         self.held[container] = tuple(sources)
         return succeed(None)
 

@@ -197,6 +197,14 @@ class StatusTests(CommandCase):
         _, out, _ = self.run_command("--host", host, "mirrors", "--json")
         self.assertEqual(json.loads(out), [{"context": "default", **json.loads(json.dumps(mirror))}])
 
+    def test_nested_sources(self) -> None:
+        """What is mounted from whose copy is told, and why something is not."""
+        outer = asdict(MirrorStatus("/src", "/there", "idle", nested=("/src/lib",)))
+        inner = asdict(MirrorStatus("/src/x", "/there", "idle", apart="/src has another: the rules differ"))
+        _, out, _ = self.run_command("mirrors", "--host", self.serve_status(mirrors=[outer, inner]))
+        self.assertIn("  /src/lib is mounted from the copy of /src\n", out)
+        self.assertIn("  /src/x has a copy of its own, and /src has another: the rules differ\n", out)
+
     def test_nothing_to_list(self) -> None:
         """Empty tables say that they are empty."""
         host = self.serve_status()

@@ -120,6 +120,21 @@ class CreateTests(ContainersCase):
             if found is large:
                 self.assertIn("/src is on its way to the remote host: 80,000 files, 4.0 GB", answer["Warnings"][0])
 
+    def test_nested_sources(self) -> None:
+        """Outer sources get their places before those inside them, and two copies where one was expected are told."""
+        volume = {
+            "Type": "volume",
+            "Target": "/v",
+            "VolumeOptions": {"DriverConfig": {"Options": {"o": "bind", "type": "none", "device": "/src/vol"}}},
+        }
+        self.mirrors.apart = {"/src/lib": "/src has another: the rules differ"}
+        call, sent = self.create(Binds=["/src/lib/deep:/c", "/src/lib:/b", "/src:/a", "/srcs:/d"], Mounts=[volume])
+        placed = ["place /src True", "place /srcs True", "place /src/lib True", "place /src/vol False alone"]
+        self.assertEqual(self.journal, [*placed, "place /src/lib/deep True"])
+        answer = self.answer(call, sent, 201, {"Id": WEB, "Warnings": []})
+        (warning,) = answer["Warnings"]
+        self.assertIn("/src/lib has a copy of its own on the remote host, and /src has another: the rules", warning)
+
     def test_mounts_do_not_create(self) -> None:
         """A source in Mounts is not made when it is missing, as the daemon would not."""
         mount = {"Type": "bind", "Source": "/src", "Target": "/app"}

@@ -36,7 +36,7 @@ class QuotaTests(GateCase):
     def test_at_the_same_time(self) -> None:
         """Creates at the same time do not each take the last room."""
         placing: list[Deferred[Any]] = []
-        self.mirrors.place = lambda source, create_missing=False: placing.append(Deferred()) or placing[-1]  # type: ignore[method-assign,func-returns-value,return-value]
+        self.mirrors.place = lambda source, create_missing=False, alone=False: placing.append(Deferred()) or placing[-1]  # type: ignore[method-assign,func-returns-value,return-value]
         document = json.dumps({"Image": "x", "HostConfig": {"Binds": ["/usr/share:/x"]}}).encode()
         head = b"POST /containers/create HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         message = head + b"Content-Length: %d\r\n\r\n" % len(document) + document

@@ -707,6 +707,33 @@ class ControlTests(MirrorCase):
         self.assert_equal_trees(remote)
         self.assertEqual(self.mirrors.status()[0].state, "idle")
 
+    def test_paused_over_a_restart(self) -> None:
+        """A mirror that is paused still is after a restart, until it is resumed."""
+        write(self.path("f"), b"1")
+        remote = self.place()
+        self.flush()
+        self.successResultOf(self.mirrors.pause())
+        self.restart()
+        write(self.path("f"), b"22")
+        self.successResultOf(self.mirrors.hold("c", [self.local]))
+        self.assertEqual(self.mirrors.status()[0].state, "paused")
+        self.failureResultOf(self.mirrors.complete(self.local), SyncHalted)
+        self.assertEqual(contents(remote)[b"f"][3], b"1")
+        self.successResultOf(self.mirrors.resume())
+        self.assert_equal_trees(remote)
+        self.restart()
+        write(self.path("f"), b"333")
+        self.flush()
+        self.assert_equal_trees(remote)
+
+    def test_pause_not_written_down(self) -> None:
+        """A pause that cannot be written down holds, and the person is told."""
+        self.place()
+        shutil.rmtree(os.path.join(self.top, "state"))
+        failure = self.failureResultOf(self.mirrors.pause(self.local), SyncFailed)
+        self.assertIn("cannot be written down", str(failure.value))
+        self.assertEqual(self.mirrors.status()[0].state, "paused")
+
     def test_defect(self) -> None:
         """A defect is logged, tells whoever waits, and the mirror goes on with the next look."""
         remote = self.place()

@@ -90,6 +90,10 @@ def _reasons(rows: Sequence[_Described]) -> Iterator[str]:
     for row in rows:
         if row.get("reason"):
             yield f"! {row['local']}: {plain(row['reason'])}"
+        for nested in row.get("nested", ()):
+            yield f"  {plain(nested)} is mounted from the copy of {plain(row['source'])}"
+        if row.get("apart"):
+            yield f"  {plain(row['source'])} has a copy of its own, and {plain(row['apart'])}"
         for problem in (*row.get("problems", ()), *row.get("conflicts", ())):
             yield "! " + complaint(os.path.join(row["source"], problem["subject"]), problem["message"])
 

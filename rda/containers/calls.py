@@ -22,7 +22,7 @@ from rda.containers.reconciler import Owned, Reconciler
 from rda.containers.waiting import Waiting
 from rda.deferreds import gather
 from rda.docker import labels, rewrite
-from rda.docker.binds import volume_source
+from rda.docker.binds import Form, volume_source
 from rda.docker.host_network import HostForwards
 from rda.docker.ports import Published
 from rda.docker.request import USER_LABEL, labels_of
@@ -32,7 +32,7 @@ from rda.errors import RdaError, Refused
 from rda.interfaces import ICallRewriter
 from rda.ports.exposed import Exposed
 from rda.ports.forwards import Forwards
-from rda.sync.mirrors import Mirrors
+from rda.sync.mirrors import Mirrors, Place
 from rda.words import size
 
 __all__ = ["Containers"]
@@ -185,7 +185,7 @@ class Containers:
         found = self._sources.sort(wanted.binds)
         exposed = await self._exposed(wanted.image) if wanted.publish_all else ()
         self._check_lending(call.caller, [path for _, path in found.local])
-        places = await self._place(found)
+        places, apart = await self._place(found)
         inherited = await self._inherited(wanted.volumes_from)
         self._check_lending(call.caller, [path for one in inherited for path in one.sources])
         configured = self._host_forwards.of(_asked_name(call)) if wanted.network_mode == "host" else ()
@@ -206,8 +206,9 @@ class Containers:
         memo = _Creating(
             nonce=nonce,
             sources=(*(path for _, path in found.local), *(path for one in inherited for path in one.sources)),
-            shown={places[bind.path]: bind.path for bind, _ in found.local},
-            warnings=(*found.warnings, *warnings, *await self._udp_warnings(ports), *host_warnings),
+            shown={path: source for one in inherited for path, source in one.request.shown.items()}
+            | {places[bind.path]: bind.path for bind, _ in found.local},
+            warnings=(*found.warnings, *apart, *warnings, *await self._udp_warnings(ports), *host_warnings),
         )
         changed["Labels"] = {**labels_of(changed), USER_LABEL: call.caller.user}
         self._reconciler.made_here.intend(nonce)
@@ -256,11 +257,28 @@ class Containers:
                 "user: run an rda of your own, use a volume, or have lend_files = true set"
             )
 
-    async def _place(self, found: Sorted) -> dict[str, str]:
-        """Give every mirrored source its remote path, all at once; returns document path -> remote path."""
-        placing = [self._mirrors.place(path, create_missing=bind.may_create) for bind, path in found.local]
-        places = await gather(*placing)
-        return {bind.path: place.remote for (bind, _), place in zip(found.local, places, strict=True)}
+    async def _place(self, found: Sorted) -> tuple[dict[str, str], tuple[str, ...]]:
+        """Give every mirrored source its remote path, outer ones before those inside them, else all at once.
+
+        :return: document path -> remote path; and warnings of sources that have a copy of their own nevertheless.
+        """
+        alone = {path for bind, path in found.local if bind.form is Form.VOLUME}
+        creatable = {path for bind, path in found.local if bind.may_create}
+        local = {path for _, path in found.local}
+        placed: dict[str, Place] = {}
+        while waiting := local - placed.keys():
+            outermost = [path for path in sorted(waiting) if not any(_is_inside(path, other) for other in waiting)]
+            placing = [
+                self._mirrors.place(path, create_missing=path in creatable, alone=path in alone) for path in outermost
+            ]
+            placed |= zip(outermost, await gather(*placing), strict=True)
+        warnings = (
+            f"rda: {path} has a copy of its own on the remote host, and {place.apart}. What a container writes in one "
+            "of them is not in the other"
+            for path, place in placed.items()
+            if place.apart
+        )
+        return {bind.path: placed[path].remote for bind, path in found.local}, tuple(warnings)
 
     async def _created(self, call: Call, sent: Outgoing, status: int, body: Any) -> Any:
         memo = cast("_Creating", sent.memo)
@@ -268,7 +286,7 @@ class Containers:
             self._reconciler.made_here.failed(memo.nonce)
             return rewrite.inward_error(body, memo.shown)
         self._reconciler.made_here.made(memo.nonce, str(body["Id"]))
-        await self._mirrors.hold(str(body["Id"]), memo.sources)
+        await self._mirrors.hold(str(body["Id"]), memo.sources, memo.shown, created=True)
         warnings = [*memo.warnings, *await self._slow(memo.sources)]
         if warnings:
             body = {**body, "Warnings": [*(body.get("Warnings") or []), *warnings]}
@@ -377,8 +395,9 @@ class Containers:
 
     async def _flush(self, owned: Owned | None, what: str = "call") -> None:
         for source in owned.request.sources if owned is not None else ():
-            complete = self._mirrors.complete(source)
-            if self._waiting is not None and owned is not None:
+            assert owned is not None
+            complete = self._mirrors.complete(source, owned.request.shown)
+            if self._waiting is not None:
                 complete = self._waiting.watch(f"{what} of {owned.name}", source, complete)
             await complete
 
@@ -418,7 +437,7 @@ class Containers:
         bind = volume_source(asked)
         found = self._sources.sort([] if bind is None else [bind])
         self._check_lending(call.caller, [path for _, path in found.local])
-        places = await self._place(found)
+        places, _ = await self._place(found)
         return Outgoing(body=rewrite.outward_volume(asked, places, self._owner, secrets.token_hex(8), found.remote))
 
     async def _volume_shown(self, call: Call, sent: Outgoing, status: int, body: Any) -> Any:
@@ -434,3 +453,7 @@ class Containers:
 def _asked_name(call: Call) -> str:
     """The name that a create gives its container, "" when the daemon is to choose one."""
     return dict(reversed(call.query)).get("name", "").lstrip("/")
+
+
+def _is_inside(path: str, other: str) -> bool:
+    return path.startswith(other.rstrip("/") + "/") and path != other

@@ -266,7 +266,7 @@ class Reconciler(Service):
     async def _hold_mirrors(self, owned: Owned) -> None:
         """Adopt the mirrors of a container that was made before this process started."""
         try:
-            await self._mirrors.hold(owned.id, owned.sources)
+            await self._mirrors.hold(owned.id, owned.sources, owned.request.shown)
         except RdaError as e:
             self._problems[owned.id] = Problem(owned.name, str(e), self._clock.seconds())
 
@@ -281,7 +281,8 @@ class Reconciler(Service):
 
     def _bring_back(self, ended: Owned) -> Deferred[Any]:
         """A container has ended: let two-way mirrors see what it wrote last. What fails shows in their status."""
-        return DeferredList([self._mirrors.complete(source) for source in ended.sources], consumeErrors=True)
+        completing = [self._mirrors.complete(source, ended.request.shown) for source in ended.sources]
+        return DeferredList(completing, consumeErrors=True)
 
     def is_ours(self, container: Mapping[str, object]) -> bool:
         """Return whether this context made a container.

@@ -29,10 +29,10 @@ class IControl(Protocol):
     def flush(self, path: str | None) -> Deferred[None]:
         """Fire when both sides are equal."""
 
-    def pause(self, path: str | None) -> None:
+    def pause(self, path: str | None) -> Deferred[None]:
         """Let nothing travel."""
 
-    def resume(self, path: str | None) -> None:
+    def resume(self, path: str | None) -> Deferred[None]:
         """Go on."""
 
     def confirm(self, path: str) -> None:

@@ -15,16 +15,15 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 
-from rda.deferreds import InThread, each, gather
-from rda.interfaces import IRemoteFiles
+from rda.deferreds import each, gather
 from rda.sync import content, large
 from rda.sync.bulk import Bulk
-from rda.sync.large import Progress
-from rda.sync.manifest import Manifest
+from rda.sync.nested import Nested
 from rda.sync.plan import Plan, Put
 from rda.sync.publish import Publisher, Staged
 from rda.sync.record import Outcome, Record
-from rda.sync.remote import OPERATIONS_AT_ONCE, RemoteTree
+from rda.sync.remote import OPERATIONS_AT_ONCE
+from rda.sync.sides import Sides
 from rda.sync.stage import Staging
 from rda.sync.tree import OWNER_KEEPS_ACCESS, Entry, Kind, depth, folded, within
 
@@ -48,30 +47,22 @@ INTENTS_AT_ONCE = 1000
 class Apply:
     """Carries out one plan.
 
-    :param root: of the local tree.
-    :param in_thread: runs a blocking function in a thread and fires with its result.
-    :param sender: what the remote's own commands do faster, where it runs any.
+    :param bulk: what the remote's own commands do faster, where it runs any.
+    :param nested: the directories that have to stay what is mounted.
     """
 
-    def __init__(
-        self,
-        root: bytes,
-        remote: RemoteTree,
-        manifest: Manifest,
-        in_thread: InThread,
-        progress: Progress,
-        sender: Bulk,
-    ) -> None:
-        self._root = root
-        self._remote = remote
-        self._files: IRemoteFiles = remote.files
-        self._manifest = manifest
-        self._in_thread = in_thread
-        self._progress = progress
-        self._sender = large.Sender(remote.files, in_thread, progress, sender.copy)
-        self._record = Record(remote, manifest, progress)
-        self._publisher = Publisher(remote, manifest, self._record)
-        self._staging = Staging(root, remote, manifest, in_thread, progress, sender, self._publisher, self._record)
+    def __init__(self, sides: Sides, bulk: Bulk, nested: Nested) -> None:
+        self._root = sides.root
+        self._remote = sides.remote
+        self._files = sides.files
+        self._manifest = sides.manifest
+        self._in_thread = sides.in_thread
+        self._progress = sides.progress
+        self._nested = nested
+        self._sender = large.Sender(sides.files, sides.in_thread, sides.progress, bulk.copy)
+        self._record = Record(sides.remote, sides.manifest, sides.progress)
+        self._publisher = Publisher(sides.remote, sides.manifest, self._record)
+        self._staging = Staging(sides, bulk, self._publisher, self._record)
 
     async def run(self, plan: Plan) -> Outcome:
         """Carry out ``plan``.
@@ -86,6 +77,7 @@ class Apply:
             if plan.clear:
                 await self._publisher.ready()
             await self._by_depth(plan.clear, self._remove)
+            plan = await self._make_nested(plan)
             plan = await self._staging.send(plan)
             await self._by_depth(plan.make, self._make)
             await self._put_all(plan.put)
@@ -132,6 +124,14 @@ class Apply:
         """One level after the other: the server may carry out in any order what is asked for at once."""
         for _, level in groupby(items, key=lambda item: depth(item[0])):
             await each(list(level), OPERATIONS_AT_ONCE, work)
+
+    async def _make_nested(self, plan: Plan) -> Plan:
+        """Make what a container is about to mount; return what is left to do."""
+        first = self._nested.first(plan)
+        await self._by_depth(first, self._make)
+        self._record.write()
+        await self._nested.made(self._remote)
+        return replace(plan, make=tuple(item for item in plan.make if item not in first)) if first else plan
 
     async def _make(self, item: tuple[bytes, Entry]) -> None:
         path, entry = item

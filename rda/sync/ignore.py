@@ -39,8 +39,16 @@ class Rules:
 
         What is below an ignored directory is never asked about: as in git, it cannot be brought back.
         """
+        return self._decide(path, is_directory, 0)
+
+    def ignores_below(self, top: bytes, path: bytes) -> bool:
+        """Whether ``path`` is left out, be it a file or a directory, by rules in ``top`` and below alone."""
+        return any(self._decide(path, is_directory, len(top) + 1) for is_directory in (False, True))
+
+    def _decide(self, path: bytes, is_directory: bool, shortest: int) -> bool:
+        """Ask the rules from the deepest on; all of them are of directories above ``path``, so lengths tell which."""
         rules: Rules | None = self
-        while rules is not None:
+        while rules is not None and rules._base_length >= shortest:
             name = os.fsdecode(path[rules._base_length :]) + ("/" if is_directory else "")
             for match, included in rules._patterns:
                 if match(name):

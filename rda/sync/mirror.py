@@ -14,10 +14,9 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -30,6 +29,7 @@ from rda.sync.bulk import Bulk
 from rda.sync.inside import PlainRoot
 from rda.sync.local_watch import LocalWatch
 from rda.sync.manifest import Manifest
+from rda.sync.nested import Nested
 from rda.sync.owner import DEFAULT_OWNER, OwnerChoice
 from rda.sync.problems import Problems
 from rda.sync.progress import Transfer
@@ -38,13 +38,11 @@ from rda.sync.remote import RemoteTree
 from rda.sync.remote_look import RemoteLook, RemoteView
 from rda.sync.remote_watch import RemoteWatch
 from rda.sync.scan import RootProblem, Scanner
+from rda.sync.schedule import Schedule, both
 from rda.sync.session import Session
-from rda.sync.tree import WHOLE, Kind, Scope, Snapshot
+from rda.sync.tree import WHOLE, Kind, Scope, Snapshot, join
 from rda.sync.watch import Watcher
 from rda.words import progress
-
-#: Seconds before a pass or a path that failed is tried again; doubled each time up to the second number.
-RETRY_FIRST, RETRY_LONGEST = 1.0, 60.0
 
 #: Seconds between looks at a halted mirror's root: it may be back.
 HALTED_LOOK = 2.0
@@ -106,12 +104,20 @@ class Paused(SyncHalted):
     """A person has paused the mirror."""
 
 
+class _Waiter(NamedTuple):
+    """Somebody waits until the tree, or what is at one place in it, is complete."""
+
+    done: Deferred[None]
+    place: bytes
+
+
 class Mirror:
     """Keeps one remote tree equal to one local tree.
 
     :param source: absolute local path.
     :param base: gives the mirror's directory on the remote, once it is known.
     :param manifest_path: of the sqlite file.
+    :param paused: a person has paused it, in an earlier run.
     """
 
     _log = Logger()
@@ -124,6 +130,7 @@ class Mirror:
         manifest_path: str,
         tools: Tools,
         settings: Settings,
+        paused: bool = False,
     ) -> None:
         self.source = source
         self.kind = kind
@@ -138,8 +145,8 @@ class Mirror:
         self._session = Session(tools.host, base, kind, self._root, tools.in_thread, self._clock.seconds)
         # What the next pass has to look at, and who waits for it.
         self._wanted = Scope()
-        self._waiters: list[Deferred[None]] = []
-        self._served: list[Deferred[None]] = []
+        self._waiters: list[_Waiter] = []
+        self._served: list[_Waiter] = []
         self._busy = False
         self._running: Deferred[None] = succeed(None)
         self._prepared: Waiters[None] = Waiters()
@@ -147,10 +154,9 @@ class Mirror:
         self._live = False
         self._watch = LocalWatch(self._root, kind, tools.watcher, self._clock, tools.in_thread, self._event)
         self._watch_there = RemoteWatch(tools.host, tools.watched, self._heard_there)
-        self._timers: dict[str, IDelayedCall] = {}
-        self._retry = RETRY_FIRST
-        self._owed = Scope()
-        self._paused = False
+        self._schedule = Schedule(self._clock, self.look)
+        self._paused = paused
+        self._nested = Nested()
         # What the status tells.
         self._state = "idle"
         self._reason = ""
@@ -174,6 +180,7 @@ class Mirror:
             self._problems,
             self._measured,
             self._applying,
+            self._nested,
         )
 
     # -- what others ask for
@@ -183,6 +190,11 @@ class Mirror:
         """What the daemon has to mount; "" while it is not known."""
         return self._session.path
 
+    @property
+    def paused(self) -> bool:
+        """Whether a person has paused it."""
+        return self._paused
+
     def prepare(self) -> Deferred[None]:
         """Fire when the remote path exists; start mirroring."""
         if self._session.is_up():
@@ -191,9 +203,24 @@ class Mirror:
         self.look(WHOLE)
         return prepared
 
-    def flush(self) -> Deferred[None]:
+    def serve(self, path: bytes) -> Deferred[str]:
+        """Fire with the remote path of a directory inside the tree, to be mounted as well, as soon as it is there.
+
+        :raises NotServed: through the Deferred: it cannot be mounted from this copy.
+        :raises RdaError: it cannot be had now.
+        """
+        there = self._nested.ask(path)
+        self.look(WHOLE)
+        return there.addCallback(lambda _: os.fsdecode(join(os.fsencode(self.remote_path), path)))
+
+    def keep_mounted(self, paths: Iterable[bytes]) -> None:
+        """Containers have these directories inside the tree mounted, and no others."""
+        self._nested.keep_only(paths)
+
+    def flush(self, place: bytes = b"") -> Deferred[None]:
         """Fire when everything that is on the local disk now is on the remote.
 
+        :param place: only what is there in the tree concerns the one who asks.
         :raises SyncHalted: through the Deferred, when the mirror waits for a person.
         :raises SyncFailed: when paths could not be written on the remote. Local files that cannot be read, sockets and
             the like are not a failure: a local daemon's container could not read them either, or the user knows; they
@@ -201,7 +228,7 @@ class Mirror:
         :raises RdaError: when the link is down.
         """
         done: Deferred[None] = Deferred()
-        self._waiters.append(done)
+        self._waiters.append(_Waiter(done, place))
         self.look(WHOLE)
         return done
 
@@ -209,7 +236,7 @@ class Mirror:
         """Look at (a part of) the tree again, soon."""
         if self._stopped:
             return
-        self._wanted = _both(self._wanted, scope)
+        self._wanted = both(self._wanted, scope)
         if self._noticed is None:
             self._noticed = self._clock.seconds()
         if not self._busy:
@@ -223,7 +250,7 @@ class Mirror:
             if yes:
                 self.look(WHOLE)
             else:
-                self._cancel("net", "poll", "there")
+                self._schedule.cancel("net", "poll", "there")
                 self._watch.stop()
                 self._watch_there.stop()
                 if self._manifest is not None:
@@ -231,7 +258,7 @@ class Mirror:
 
     def retry(self) -> None:
         """What kept the mirror waiting may be over."""
-        self._retry = RETRY_FIRST
+        self._schedule.hope()
         self.look(WHOLE)
 
     def confirm(self) -> None:
@@ -253,12 +280,11 @@ class Mirror:
         """Stop; fires when nothing is under way any more."""
         self._stopped = True
         self._live = False
-        self._cancel(*self._timers)
+        self._schedule.stop()
         self._watch.stop()
         self._watch_there.stop()
         waiters, self._waiters = self._waiters, []
         self._fail(waiters, SyncFailed("rda is stopping"))
-        self._prepared.fire(Failure(SyncFailed("rda is stopping")))
         return self._running.addCallback(self._close)
 
     def _close(self, _: None) -> None:
@@ -323,7 +349,7 @@ class Mirror:
         waiters, self._waiters = [*self._served, *self._waiters], []
         self._pass_failed(
             failure.value if isinstance(failure.value, Exception) else SyncFailed(failure.getErrorMessage()),
-            [waiter for waiter in waiters if not waiter.called],
+            [waiter for waiter in waiters if not waiter.done.called],
         )
 
     def _passed(self, noticed: float | None) -> None:
@@ -340,14 +366,13 @@ class Mirror:
             self._last_change = time.time()
             self._latency = self._clock.seconds() - noticed
         if self._problems.incomplete:
-            self._again_later(WHOLE)  # the cause may be anywhere, rda's own directories on the remote included
-        elif not self._owed:
-            self._retry = RETRY_FIRST
-            self._cancel("retry")
+            self._schedule.again(WHOLE)  # the cause may be anywhere, rda's own directories on the remote included
+        else:
+            self._schedule.went_well()
         if self._manifest is not None and self._manifest.digests:
-            self._later("racy", RACY_LOOK, Scope(paths=frozenset(self._manifest.digests)))
+            self._schedule.later("racy", RACY_LOOK, Scope(paths=frozenset(self._manifest.digests)))
         if self._live:
-            self._later(*self._next_look(), WHOLE)
+            self._schedule.later(*self._next_look(), WHOLE)
 
     def _next_look(self) -> tuple[str, float]:
         remote = self._session.remote
@@ -360,20 +385,20 @@ class Mirror:
 
     def _heard_there(self) -> None:
         """Something may have changed on the remote; what is heard right after a look may be our own doing."""
-        if self._live and "there" not in self._timers:
-            self._later("there", max(QUIET_THERE, self._took), WHOLE)
+        if self._live and "there" not in self._schedule:
+            self._schedule.later("there", max(QUIET_THERE, self._took), WHOLE)
 
-    def _answer(self, waiters: list[Deferred[None]]) -> None:
-        if self._halted:
-            self._fail(waiters, SyncHalted(f"{self.source}: {self._halted}"))
-        elif self._problems.incomplete:
-            reason = f"{self.source} is not complete on the remote host: {self._problems.summary()}"
-            self._fail(waiters, SyncFailed(reason))
-        else:
-            for waiter in waiters:
-                waiter.callback(None)
+    def _answer(self, waiters: list[_Waiter]) -> None:
+        for waiter in waiters:
+            reason = self._problems.incomplete_at(waiter.place)
+            if self._halted:
+                waiter.done.errback(SyncHalted(f"{self.source}: {self._halted}"))
+            elif reason:
+                waiter.done.errback(SyncFailed(f"{self.source} is not complete on the remote host: {reason}"))
+            else:
+                waiter.done.callback(None)
 
-    def _pass_failed(self, error: Exception, waiters: list[Deferred[None]]) -> None:
+    def _pass_failed(self, error: Exception, waiters: list[_Waiter]) -> None:
         self._wanted = WHOLE
         if self._manifest is not None and self._manifest.damaged:
             self._manifest.discard()  # the next pass begins a new one, compares, and adopts what is on the remote
@@ -384,7 +409,7 @@ class Mirror:
             error = Paused(f"{self.source}: {error}")
         elif isinstance(error, RootProblem | SyncHalted):
             self._state, self._halted = "halted", str(error)
-            self._later("halted", HALTED_LOOK, WHOLE)
+            self._schedule.later("halted", HALTED_LOOK, WHOLE)
             error = SyncHalted(f"{self.source}: {error}. The remote copy is kept as it is")
         elif isinstance(error, RdaError):
             self._state, self._reason = "waiting", str(error)
@@ -393,14 +418,14 @@ class Mirror:
             self._state, self._reason = "waiting", f"an unexpected error: {error!r} (see the log)"
             error = SyncFailed(f"{self.source} could not be synchronised: {error!r}. rda's log has the details")
         if self._state not in ("halted", "paused"):
-            self._again_later(WHOLE)
+            self._schedule.again(WHOLE)
         self._fail(waiters, error)
-        self._prepared.fire(Failure(error))
 
-    @staticmethod
-    def _fail(waiters: list[Deferred[None]], error: Exception) -> None:
-        for waiter in waiters:
-            waiter.errback(error)
+    def _fail(self, waiters: Iterable[_Waiter], error: Exception) -> None:
+        """Tell these, and whoever waits for a place, that it will not be."""
+        for done in (*(waiter.done for waiter in waiters), *self._nested.take_waiting()):
+            done.errback(error)
+        self._prepared.fire(Failure(error))
 
     async def _pass(self, scope: Scope) -> None:
         self._check()
@@ -417,6 +442,8 @@ class Mirror:
         (remote, fresh), snapshot = await gather(connecting, looking)
         if fresh and b"" not in snapshot.scope.trees:
             snapshot = await self._scan(WHOLE, manifest)
+        if b"" in snapshot.scope.trees:
+            self._nested.judge(snapshot)
         outcome = await self._reconcile.carry_out(snapshot, manifest, remote)
         for _ in range(ROUNDS):
             if not outcome.again:
@@ -428,8 +455,10 @@ class Mirror:
         for path in outcome.again:
             self._problems.add(path, "keeps changing while it is read; it is sent again when it is quiet")
         if outcome.again:
-            self._again_later(Scope(paths=frozenset(outcome.again)))
+            self._schedule.again(Scope(paths=frozenset(outcome.again)))
         if b"" in snapshot.scope.trees:
+            for path, message in self._nested.problems(snapshot).items():
+                self._problems.add(path, message)
             self._problems.resolved(await remote.missing(self._problems.copies()))
         self._totals = manifest.totals()
         await self._session.marked()
@@ -465,8 +494,8 @@ class Mirror:
         arguments = (manifest.entries,) if b"" in scope.trees else (scope, manifest.entries)
         return await self._tools.in_thread(look, *arguments)
 
-    def status(self, containers: Iterable[str] = ()) -> MirrorStatus:
-        """What the mirror is doing."""
+    def status(self, containers: Iterable[str] = (), nested: Iterable[str] = (), apart: str = "") -> MirrorStatus:
+        """What the mirror is doing; parameters as in :class:`rda.status.MirrorStatus`."""
         problems, hidden = self._problems.shown(), len(self._problems) - len(self._problems.shown())
         if self._halted or self._reason:
             problems.insert(0, Problem(self.source, self._halted or self._reason))
@@ -493,44 +522,12 @@ class Mirror:
             time_left=transfer.time_left() if applying else None,
             problems_total=len(problems) + hidden,
             conflicts=self._problems.conflicts(),
+            nested=tuple(nested),
+            apart=apart,
         )
 
-    # -- watching and timers
+    # -- watching
 
     def _event(self, scope: Scope) -> None:
         if self._live:
             self.look(scope)
-
-    def _again_later(self, scope: Scope) -> None:
-        """Try this again when the time for trying again has come; passes in between do not put it off."""
-        self._owed = _both(self._owed, scope)
-        if "retry" not in self._timers:
-            self._later("retry", self._retry, None)
-            self._retry = min(self._retry * 2, RETRY_LONGEST)
-
-    def _later(self, name: str, delay: float, scope: Scope | None) -> None:
-        self._cancel(name)
-        if self._stopped:
-            return
-
-        def due() -> None:
-            del self._timers[name]
-            if scope is not None:
-                self.look(scope)
-            else:
-                owed, self._owed = self._owed, Scope()
-                self.look(owed)
-
-        self._timers[name] = self._clock.callLater(delay, due)
-
-    def _cancel(self, *names: str) -> None:
-        for name in names:
-            timer = self._timers.pop(name, None)
-            if timer is not None:
-                timer.cancel()
-
-
-def _both(one: Scope, other: Scope) -> Scope:
-    if b"" in one.trees or b"" in other.trees:
-        return WHOLE
-    return Scope(one.paths | other.paths, one.trees | other.trees)

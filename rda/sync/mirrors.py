@@ -10,6 +10,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from rda.deferreds import InThread, Waiters, gather
 from rda.errors import BadRequest, RdaError, SyncFailed
@@ -27,12 +29,11 @@ from rda.sync.bulk import Bulk
 from rda.sync.copies import Collected, Copies, Mounted
 from rda.sync.manifest import peek
 from rda.sync.mirror import Mirror, Settings, Tools
+from rda.sync.nested import LEFT_OUT, NotServed
 from rda.sync.remote_look import RemoteLook
 from rda.sync.tree import Kind
+from rda.sync.uses import GRACE, Uses, above, below
 from rda.sync.watch import Watcher
-
-#: Seconds for which a place that no container uses yet stays live: a create that is still on its way.
-GRACE = 120.0
 
 #: Seconds that somebody who only wants to know how much is to be transferred waits for it.
 MEASURE_SECONDS = 2.0
@@ -44,10 +45,20 @@ class Place:
 
     :ivar source: the absolute local path.
     :ivar remote: the absolute path to mount there: of a directory or a file, like the source.
+    :ivar apart: a directory above the source is mirrored too, and why this is not a place in its copy; "" otherwise.
     """
 
     source: str
     remote: str
+    apart: str = ""
+
+
+#: Why some sources that lie within others have a copy of their own. Nobody is warned of the first.
+_A_FILE = "a single file is written in place, and has a copy of its own"
+_OTHER_RULE = "the [[bind]] rules for the two differ, or leave paths out"
+_A_LINK = "it is reached through a symbolic link"
+_WAS_FIRST = "it was mounted from a copy of its own first, by something that still has it"
+_EXPECTED = (_A_FILE, LEFT_OUT)
 
 
 class Mirrors(Service):
@@ -91,9 +102,9 @@ class Mirrors(Service):
         )
         self._settings = settings
         self._mirrors: dict[str, Mirror] = {}
-        self._placed: dict[str, float] = {}
+        self._uses = Uses()
+        self._apart: dict[str, str] = {}
         self._reviewing: IDelayedCall | None = None
-        self._holders: dict[str, frozenset[str]] = {}
         self._absent: dict[str, Problem] = {}
         self._removing: dict[str, Waiters[None]] = {}
         self._mounted = mounted
@@ -118,55 +129,128 @@ class Mirrors(Service):
 
     # -- what containers need
 
-    def place(self, source: str, kind_hint: str | None = None, create_missing: bool = False) -> Deferred[Place]:
+    def place(
+        self, source: str, kind_hint: str | None = None, create_missing: bool = False, alone: bool = False
+    ) -> Deferred[Place]:
         """Decide where ``source`` is on the remote, make that path there, and begin to mirror.
+
+        A directory inside a mirrored one is a place in that one's copy, where that makes no other difference than that
+        both show the same (see :mod:`rda.sync.nested`). Of several sources, ask for the outer ones first.
 
         :param source: a local path; relative to the current directory if need be.
         :param kind_hint: ``directory`` or ``file``: what a missing source is made as.
         :param create_missing: make a directory where nothing is, as the daemon does for ``-v``.
+        :param alone: it has to have a copy of its own: a volume, which outlives the containers that use it.
         :raises BadRequest: through the Deferred: nothing there, or nothing that can be mirrored.
         :raises RdaError: when the remote path cannot be made, or the link is down.
         """
-        return Deferred.fromCoroutine(self._place(os.path.abspath(source), kind_hint, create_missing))
+        return Deferred.fromCoroutine(self._place(os.path.abspath(source), kind_hint, create_missing, alone))
 
-    async def _place(self, source: str, kind_hint: str | None, create_missing: bool) -> Place:
+    async def _place(self, source: str, kind_hint: str | None, create_missing: bool, alone: bool) -> Place:
+        apart = ""
+        servers = self._uses.servers(source)
+        if not alone:
+            remote, apart = await self._inside_another(source, servers, kind_hint, create_missing)
+            if remote:
+                self._review_soon()
+                return Place(source, remote)
         mirror = await self._mirror(source, kind_hint, create_missing)
-        self._placed[source] = self._clock.seconds()
-        if self._reviewing is None:
-            self._reviewing = self._clock.callLater(GRACE, self._review_later)
+        self._uses.give(source, source, self._clock.seconds())
+        self._apart[source] = apart
+        self._review_soon()
         mirror.live(True)
         await mirror.prepare()
-        return Place(source, mirror.remote_path)
+        return Place(source, mirror.remote_path, "" if apart.endswith(_EXPECTED) else apart)
 
-    def complete(self, source: str) -> Deferred[None]:
+    async def _inside_another(
+        self, source: str, servers: tuple[str, ...], kind_hint: str | None, create_missing: bool
+    ) -> tuple[str, str]:
+        """Find a source's place in the copy of a directory above it; else "" and why not.
+
+        :param servers: whose copies it is mounted from already.
+        """
+        apart = ""
+        for outer in [outer for outer in above(source) if outer in self._mirrors]:
+            if not self._uses.is_mounted_itself(outer) and outer not in servers:
+                continue
+            if servers and outer not in servers:
+                reason = _WAS_FIRST
+            else:
+                reason = await self._why_not(source, outer, kind_hint, create_missing)
+            if not reason:
+                try:
+                    return await self._serve(source, outer), ""
+                except NotServed as refusal:
+                    reason = str(refusal)
+            apart = apart or f"{outer} has another: {reason}"
+        return "", apart
+
+    async def _why_not(self, source: str, outer: str, kind_hint: str | None, create_missing: bool) -> str:
+        """Why a source cannot be in the copy of a mirrored directory above it, as far as can be told without a look."""
+        manifest = self._manifest(self._name(source))
+        kind = await self._tools.in_thread(_kind_of, source, kind_hint, create_missing, manifest)
+        if kind != Kind.DIRECTORY or self._mirrors[outer].kind != Kind.DIRECTORY:
+            return _A_FILE
+        settings = self._settings(source)
+        if settings != self._settings(outer) or settings.ignore:
+            return _OTHER_RULE
+        return "" if await self._tools.in_thread(_is_really_inside, outer, source) else _A_LINK
+
+    async def _serve(self, source: str, outer: str) -> str:
+        """Have a source's place made in the copy of a directory above it; returns the remote path."""
+        self._uses.give(source, outer, self._clock.seconds())
+        mirror = self._mirrors[outer]
+        mirror.live(True)
+        remote: str = await mirror.serve(below(outer, source))
+        return remote
+
+    def complete(self, source: str, mounted: Iterable[str] = ()) -> Deferred[None]:
         """Fire when everything that is at a source now is on the remote; begin to mirror it, if need be.
 
+        :param mounted: as for :meth:`hold`, of the container that needs it.
         :raises SyncFailed: see :meth:`Mirror.flush`; SyncHalted, LinkDown likewise.
         """
-        return Deferred.fromCoroutine(self._complete(os.path.abspath(source)))
+        source = os.path.abspath(source)
+        return Deferred.fromCoroutine(self._complete(source, self._server_of(source, tuple(mounted))))
 
-    async def _complete(self, source: str) -> None:
-        await (await self._mirror(source, None, False)).flush()
+    async def _complete(self, source: str, server: str) -> None:
+        await (await self._mirror(server, None, False)).flush(below(server, source))
 
-    def hold(self, container: str, sources: Iterable[str]) -> Deferred[None]:
+    def hold(
+        self, container: str, sources: Iterable[str], mounted: Iterable[str] = (), created: bool = False
+    ) -> Deferred[None]:
         """A container uses these sources: they are mirrored for as long as it exists.
 
         Never fails: a source that is not there, or a link that is down, shows in the status and is tried again.
+
+        :param mounted: the remote paths that it has mounted, which tell what is mounted from another one's copy.
+        :param created: it was created just now, with the places that these sources were given.
         """
-        self._holders[container] = frozenset(map(os.path.abspath, sources))
+        absolute, mounted = [os.path.abspath(source) for source in sources], tuple(mounted)
+        self._uses.hold(container, {source: self._server_of(source, mounted) for source in absolute})
+        if created:
+            self._uses.taken(absolute)
         return Deferred.fromCoroutine(self._hold(container))
 
+    def _server_of(self, source: str, mounted: Iterable[str]) -> str:
+        """Whose copy a source is mounted from, as the remote paths tell: they name the copy."""
+        for outer in above(source):
+            end = f"/{self._name(outer)}/tree/{os.path.relpath(source, outer)}"
+            if any(path.endswith(end) for path in mounted):
+                return outer
+        return source
+
     async def _hold(self, container: str) -> None:
-        for source in self._holders.get(container, ()):
+        for server in set(self._uses.held(container).values()):
             try:
-                await self._mirror(source, None, False)
+                await self._mirror(server, None, False)
             except RdaError as error:
-                self._absent[source] = Problem(source, str(error))
+                self._absent[server] = Problem(server, str(error))
         self._review()
 
     def release(self, container: str) -> Deferred[None]:
         """A container is gone."""
-        self._holders.pop(container, None)
+        self._uses.release(container)
         self._review()
         return succeed(None)
 
@@ -174,7 +258,7 @@ class Mirrors(Service):
         """The link is up again: whatever was under way is looked at anew."""
         self._bulk.available = self._tools.look.available = True
         for source, mirror in self._mirrors.items():
-            if self._users(source):
+            if self._uses.containers(source):
                 mirror.retry()
 
     # -- what people ask for
@@ -191,23 +275,36 @@ class Mirrors(Service):
     async def _flush(self, path: str | None) -> None:
         await gather(*(mirror.flush() for mirror in self._named(path)))
 
-    def pause(self, path: str | None = None) -> None:
-        """Let nothing travel until :meth:`resume`, or the end of this process. What a container needs meanwhile fails.
+    def pause(self, path: str | None = None) -> Deferred[None]:
+        """Let nothing travel until :meth:`resume`, also after a restart. What a container needs meanwhile fails.
 
         :param path: as for :meth:`flush`.
         :raises BadRequest: it is not mirrored.
+        :raises SyncFailed: through the Deferred: it is paused, and a restart will not know.
         """
-        for mirror in self._named(path):
+        mirrors = self._named(path)
+        for mirror in mirrors:
             mirror.pause()
+        return self._note_paused(mirrors, True)
 
-    def resume(self, path: str | None = None) -> None:
-        """Go on after :meth:`pause`.
-
-        :param path: as for :meth:`flush`.
-        :raises BadRequest: it is not mirrored.
-        """
-        for mirror in list(self._mirrors.values()) if path is None else self._named(path):
+    def resume(self, path: str | None = None) -> Deferred[None]:
+        """Go on after :meth:`pause`; parameters and errors are the same."""
+        mirrors = list(self._mirrors.values()) if path is None else self._named(path)
+        noted = self._note_paused([mirror for mirror in mirrors if mirror.paused], False)
+        for mirror in mirrors:
             mirror.resume()
+        return noted
+
+    def _note_paused(self, mirrors: Iterable[Mirror], paused: bool) -> Deferred[None]:
+        """Write down for the next start which are paused."""
+        marks = [self._paused(self._name(mirror.source)) for mirror in mirrors]
+
+        def failed(failure: Failure) -> None:
+            failure.trap(OSError)
+            raise SyncFailed(f"done, but it cannot be written down for the next start: {failure.getErrorMessage()}")
+
+        written: Deferred[None] = self._tools.in_thread(_mark if paused else _unmark, marks)
+        return written.addErrback(failed)
 
     def confirm(self, path: str) -> None:
         """A person says that what holds a mirror back is meant.
@@ -220,14 +317,12 @@ class Mirrors(Service):
     def _named(self, path: str | None) -> list[Mirror]:
         """The mirrors that a person means: of that source, or the innermost one that it is in; or all that are used."""
         if path is None:
-            return [mirror for source, mirror in sorted(self._mirrors.items()) if self._is_used(source)]
+            return [mirror for source, mirror in sorted(self._mirrors.items()) if self._uses.is_used(source)]
         whole = os.path.abspath(path)
-        above = whole
-        while above not in self._mirrors:
-            above, before = os.path.dirname(above), above
-            if above == before:
-                raise BadRequest(f"{path} is not mirrored: no container of this context has it mounted")
-        return [self._mirrors[above]]
+        known = [source for source in (whole, *above(whole)) if source in self._mirrors]
+        if not known:
+            raise BadRequest(f"{path} is not mirrored: no container of this context has it mounted")
+        return [self._mirrors[next(filter(self._uses.is_used, known), known[0])]]
 
     def unused(self, unused_for: float = 0.0) -> Deferred[list[RemoteCopy]]:
         """Find remote copies that no container uses, be it running or not.
@@ -263,6 +358,7 @@ class Mirrors(Service):
                     waiters.fire(None)
             if problem is None:
                 removed.append(copy.name)
+                await self._tools.in_thread(_unmark, [self._paused(copy.name)])
             else:
                 kept.append(problem)
         return Collected(tuple(removed), tuple(kept))
@@ -273,7 +369,7 @@ class Mirrors(Service):
         return Copies(files, root, self._prefix(), self._manifests, self._tools.in_thread)
 
     def _is_known_used(self) -> Callable[[str], bool]:
-        used = {self._name(source) for source in self._mirrors if self._is_used(source)}
+        used = {self._name(source) for source in self._mirrors if self._uses.is_used(source)}
         return lambda name: name in used
 
     async def _drop(self, name: str) -> None:
@@ -288,7 +384,8 @@ class Mirrors(Service):
 
         None when that takes longer than :data:`MEASURE_SECONDS`, or it is not mirrored. Never fails.
         """
-        mirror = self._mirrors.get(os.path.abspath(source))
+        source = os.path.abspath(source)
+        mirror = self._mirrors.get(next(iter(self._uses.servers(source)), source))
         if mirror is None:
             return succeed(None)
         late: Deferred[MirrorStatus | None] = Deferred()
@@ -304,32 +401,34 @@ class Mirrors(Service):
 
     def status(self) -> tuple[MirrorStatus, ...]:
         """What every mirror is doing."""
-        known = [mirror.status(self._users(source)) for source, mirror in sorted(self._mirrors.items())]
+        uses = self._uses
+        known = [
+            mirror.status(uses.containers(source), uses.nested(source), self._apart.get(source, ""))
+            for source, mirror in sorted(self._mirrors.items())
+        ]
         absent = [
-            MirrorStatus(source, "", "halted", containers=self._users(source), problems=(problem,))
+            MirrorStatus(source, "", "halted", containers=uses.containers(source), problems=(problem,))
             for source, problem in sorted(self._absent.items())
-            if source not in self._mirrors and self._users(source)
+            if source not in self._mirrors and uses.containers(source)
         ]
         return (*known, *absent)
 
-    def _is_used(self, source: str) -> bool:
-        return source in self._placed or bool(self._users(source))
-
-    def _users(self, source: str) -> tuple[str, ...]:
-        return tuple(container for container, sources in self._holders.items() if source in sources)
+    def _review_soon(self) -> None:
+        if self._reviewing is None:
+            self._reviewing = self._clock.callLater(GRACE, self._review_later)
 
     def _review_later(self) -> None:
         self._reviewing = None
-        self._review()
-        if self._placed:
-            self._reviewing = self._clock.callLater(GRACE, self._review_later)
+        if self._review():
+            self._review_soon()
 
-    def _review(self) -> None:
-        """Watch what is used, or was placed a moment ago; leave the rest alone."""
-        now = self._clock.seconds()
-        self._placed = {source: at for source, at in self._placed.items() if at + GRACE > now}
+    def _review(self) -> bool:
+        """Watch what is used, or was placed a moment ago; leave the rest alone. Returns whether to do so again soon."""
+        on_its_way = self._uses.expire(self._clock.seconds())
         for source, mirror in self._mirrors.items():
-            mirror.live(self._is_used(source))
+            mirror.keep_mounted(below(source, nested) for nested in self._uses.nested(source))
+            mirror.live(self._uses.is_used(source))
+        return on_its_way
 
     # -- making mirrors
 
@@ -338,8 +437,9 @@ class Mirrors(Service):
             name = self._name(source)
             while name in self._removing:
                 await self._removing[name].wait()
-            path = os.path.join(self._manifests, name + ".sqlite")
+            path = self._manifest(name)
             kind = await self._tools.in_thread(_kind_of, source, kind_hint, create_missing, path)
+            paused = await self._tools.in_thread(os.path.exists, self._paused(name))
             if source not in self._mirrors:
                 self._absent.pop(source, None)
                 self._mirrors[source] = Mirror(
@@ -349,6 +449,7 @@ class Mirrors(Service):
                     path,
                     self._tools,
                     self._settings(source),
+                    paused=paused,
                 )
         return self._mirrors[source]
 
@@ -356,6 +457,13 @@ class Mirrors(Service):
         """One for every owner and source; nobody can guess it who does not know the owner's identity."""
         whole = hashlib.sha256(os.fsencode(self._owner) + b"\0" + os.fsencode(source)).hexdigest()
         return self._prefix() + whole[:32]
+
+    def _manifest(self, name: str) -> str:
+        return os.path.join(self._manifests, name + ".sqlite")
+
+    def _paused(self, name: str) -> str:
+        """The file that is there while a mirror is paused."""
+        return os.path.join(self._manifests, name + ".paused")
 
     def _prefix(self) -> str:
         return hashlib.sha256(os.fsencode(self._owner)).hexdigest()[:8] + "-"
@@ -435,6 +543,23 @@ def _kind_of(source: str, kind_hint: str | None, create_missing: bool, manifest:
     if stat.S_ISREG(mode):
         return Kind.FILE
     raise BadRequest(f"bind source path {source} is neither a file nor a directory, and cannot be mirrored")
+
+
+def _is_really_inside(outer: str, source: str) -> bool:
+    """Whether nothing between a directory and one below it is a symbolic link. Blocking: runs in a thread."""
+    real = os.path.join(os.path.realpath(outer), os.path.relpath(source, outer))
+    return os.path.realpath(source) == real
+
+
+def _mark(paths: Iterable[str]) -> None:
+    for path in paths:
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+
+
+def _unmark(paths: Iterable[str]) -> None:
+    for path in paths:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 def _create(source: str, kind_hint: str | None) -> None:

@@ -70,9 +70,10 @@ class Problems:
         """Somebody has dealt with these: they are not there any more."""
         self._conflicts = {path: item for path, item in self._conflicts.items() if item[0] not in copies}
 
-    def summary(self) -> str:
-        """Why the mount is incomplete."""
-        return plan.summary([(path, self._problems[path].message) for path in sorted(self.incomplete)])
+    def incomplete_at(self, place: bytes) -> str:
+        """Why what is mounted from a path of the tree is not complete there; "" when it is."""
+        concerned = [p for p in sorted(self.incomplete) if not place or within(p, {place}) or within(place, {p})]
+        return plan.summary([(path, self._problems[path].message) for path in concerned])
 
     def shown(self) -> list[Problem]:
         """The problems that the status lists."""

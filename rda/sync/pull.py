@@ -16,15 +16,12 @@ from collections.abc import Iterator
 
 from twisted.internet.defer import Deferred
 
-from rda.deferreds import InThread, each
+from rda.deferreds import each
 from rda.errors import RdaError
-from rda.interfaces import IRemoteFiles
 from rda.sync import inside
 from rda.sync.both import Pull
-from rda.sync.large import Progress
-from rda.sync.manifest import Manifest
-from rda.sync.remote import RemoteTree
 from rda.sync.scan import INCOMING, entry_of_file
+from rda.sync.sides import Sides
 from rda.sync.tree import Entry, Kind, folded, join, printable
 
 #: Files fetched at once, and what is asked for at once of each (a server may give less).
@@ -45,15 +42,13 @@ class Fetch:
     :ivar again: paths that changed here meanwhile.
     """
 
-    def __init__(
-        self, root: bytes, remote: RemoteTree, manifest: Manifest, in_thread: InThread, progress: Progress
-    ) -> None:
-        self._root = root
-        self._remote = remote
-        self._files: IRemoteFiles = remote.files
-        self._manifest = manifest
-        self._in_thread = in_thread
-        self._progress = progress
+    def __init__(self, sides: Sides) -> None:
+        self._root = sides.root
+        self._remote = sides.remote
+        self._files = sides.files
+        self._manifest = sides.manifest
+        self._in_thread = sides.in_thread
+        self._progress = sides.progress
         self.problems: dict[bytes, str] = {}
         self.again: set[bytes] = set()
 

@@ -12,12 +12,14 @@ from rda.sync.apply import Apply, Outcome
 from rda.sync.bulk import Bulk
 from rda.sync.large import DELTA_FROM
 from rda.sync.manifest import Manifest
+from rda.sync.nested import Nested
 from rda.sync.owner import OwnerChoice
 from rda.sync.problems import Problems
 from rda.sync.progress import Transfer
 from rda.sync.pull import Fetch
 from rda.sync.remote import RemoteTree
 from rda.sync.remote_look import RemoteView
+from rda.sync.sides import Sides
 from rda.sync.tree import RemoteSnapshot, Snapshot
 
 
@@ -27,6 +29,7 @@ class Reconcile:
     :param root: of the local tree.
     :param counted: called when it is known how much is to be transferred.
     :param applying: called when something begins to be transferred.
+    :param nested: what is mounted from inside the tree.
 
     :ivar view: of the remote tree, for the modes that look at it.
     :ivar confirmed: a person has said that what looks like an accident is meant: taken for the next whole look.
@@ -44,6 +47,7 @@ class Reconcile:
         problems: Problems,
         counted: Callable[[], None],
         applying: Callable[[], None],
+        nested: Nested,
     ) -> None:
         self._root = root
         self._mode = mode
@@ -54,6 +58,7 @@ class Reconcile:
         self._problems = problems
         self._counted = counted
         self._applying = applying
+        self._nested = nested
         self._given: RemoteTree | None = None
         self.view: RemoteView | None = None
         self.confirmed = False
@@ -77,19 +82,20 @@ class Reconcile:
             else:
                 back = both.plan_two_way(manifest.entries, snapshot, there, suspects, manifest.intended, touched)
                 todo = back.push
-        todo = self._held_back(todo, back, snapshot, manifest)
+        todo = self._nested.kept(self._held_back(todo, back, snapshot, manifest))
         self._take_stock(snapshot, there)
         self._count(todo, back)
         ours = {path for path, _ in todo.new_entries()}
         if view is not None:
             view.forget(ours)
-        again = await self._bring_back(back, manifest, remote) if back is not None else set()
+        sides = Sides(self._root, remote, manifest, self._in_thread, self._transfer)
+        again = await self._bring_back(back, sides) if back is not None else set()
         outcome = Outcome()
         if todo:
             self._applying()
-            apply = Apply(self._root, remote, manifest, self._in_thread, self._transfer, self._bulk)
-            outcome = await apply.run(todo)
+            outcome = await Apply(sides, self._bulk, self._nested).run(todo)
             self._problems.note(outcome)
+        await self._nested.made(remote)
         outcome.again |= again
         if self._ownership:
             ours |= await self._give(manifest, remote, ours | {path for path, _ in todo.adjust})
@@ -144,13 +150,13 @@ class Reconcile:
             self._transfer.expect(len(back.pull), sum(entry.size for _, entry, _ in back.pull.get))
         self._counted()
 
-    async def _bring_back(self, back: both.TwoWay, manifest: Manifest, remote: RemoteTree) -> set[bytes]:
+    async def _bring_back(self, back: both.TwoWay, sides: Sides) -> set[bytes]:
         """The remote's half of a two-way plan; returns what changed here meanwhile."""
-        manifest.settle([(path, entry, None) for path, entry in back.agreed], back.forgotten)
+        sides.manifest.settle([(path, entry, None) for path, entry in back.agreed], back.forgotten)
         if not back.pull:
             return set()
         self._applying()
-        fetch = Fetch(self._root, remote, manifest, self._in_thread, self._transfer)
+        fetch = Fetch(sides)
         await fetch.run(back.pull)
         for path, message in fetch.problems.items():
             self._problems.add(path, message)

@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
-from rda.deferreds import InThread, each
+from rda.deferreds import each
 from rda.sync import bulk
 from rda.sync.bulk import Bulk, Member
-from rda.sync.large import Progress
-from rda.sync.manifest import Manifest
 from rda.sync.plan import Plan, Put
 from rda.sync.publish import Publisher, Staged
 from rda.sync.record import Record
-from rda.sync.remote import OPERATIONS_AT_ONCE, RemoteTree
+from rda.sync.remote import OPERATIONS_AT_ONCE
+from rda.sync.sides import Sides
 from rda.sync.tree import Entry, Kind, parent, topmost
 
 
@@ -65,27 +64,11 @@ def _lay_out(plan: Plan, small: Iterable[Put], temporary_name: Callable[[], byte
 
 
 class Staging:
-    """Sends what can be sent faster in one stream.
+    """Sends what can be sent faster in one stream."""
 
-    :param root: of the local tree.
-    """
-
-    def __init__(
-        self,
-        root: bytes,
-        remote: RemoteTree,
-        manifest: Manifest,
-        in_thread: InThread,
-        progress: Progress,
-        sender: Bulk,
-        publisher: Publisher,
-        record: Record,
-    ) -> None:
-        self._root = root
-        self._remote = remote
-        self._manifest = manifest
-        self._in_thread = in_thread
-        self._progress = progress
+    def __init__(self, sides: Sides, sender: Bulk, publisher: Publisher, record: Record) -> None:
+        self._sides = sides
+        self._remote = sides.remote
         self._bulk = sender
         self._publisher = publisher
         self._record = record
@@ -100,7 +83,7 @@ class Staging:
             return plan
         layout = _lay_out(plan, small, self._remote.temporary_name)
         sent = await self._bulk.send(
-            self._root, self._remote.stage, layout.members, self._passed_on, self._remote.round_trip
+            self._sides.root, self._remote.stage, layout.members, self._passed_on, self._remote.round_trip
         )
         if sent is None:
             await self._remote.sweep()
@@ -116,8 +99,8 @@ class Staging:
         )
 
     def _passed_on(self, size: int) -> None:
-        self._progress.check()
-        self._progress.bytes_done += size
+        self._sides.progress.check()
+        self._sides.progress.bytes_done += size
 
     async def _publish_directories(self, layout: _Layout, sent: dict[bytes, bulk.Result]) -> set[bytes]:
         """Give new directories their names, and note what is in them; returns the paths that are done."""
@@ -136,8 +119,8 @@ class Staging:
             del as_planned[path]
             self._not_as_planned(path, sent[path])
         self._record.write()
-        await self._in_thread(self._manifest.promote, published, as_planned)
-        self._progress.files_done += len(as_planned)
+        await self._sides.in_thread(self._sides.manifest.promote, published, as_planned)
+        self._sides.progress.files_done += len(as_planned)
         return done
 
     async def _publish_files(self, layout: _Layout, sent: dict[bytes, bulk.Result]) -> set[bytes]:

@@ -151,6 +151,24 @@ class Mount(LiveTestCase):
         second = self.host.docker("exec", "second", "cat", "/again/index.html").stdout
         self.assertEqual(second, b"both\n")
 
+    def test_nested_sources(self):
+        """A source inside another is the same directory in both mounts, whoever writes there."""
+        (self.site / "lib").mkdir()
+        (self.site / "lib/code").write_text("1")
+        self.start("-v", f"{self.site}/lib:/lib")
+        document = json.loads(self.rda.docker("inspect", "box").stdout)[0]
+        self.assertEqual(
+            {mount["Destination"]: mount["Source"] for mount in document["Mounts"]},
+            {"/www": str(self.site), "/lib": f"{self.site}/lib"},
+        )
+        both = "echo x > /lib/a; cat /www/lib/a /www/lib/code; echo y > /www/lib/b; cat /lib/b /lib/code"
+        self.assertEqual(self.inside(both), "x\n1y\n1")
+        script = "cat /x/a /x/b; echo z > /x/c"
+        done = self.rda.docker("run", "--rm", "-v", f"{self.site}/lib:/x", "busybox", "sh", "-c", script)
+        self.assertEqual((done.stdout, self.inside("cat /www/lib/c")), (b"x\ny\n", "z\n"))
+        (self.site / "lib/code").write_text("2")
+        self.eventually(lambda: self.inside("cat /www/lib/code /lib/code") == "22", "an edit in both", SEEN_SECONDS)
+
 
 class StartedAtOnce(LiveTestCase):
     """No container starts before its files are there."""

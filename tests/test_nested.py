@@ -1,0 +1,340 @@
+"""Sources that lie within other sources: one copy for both, where both then hold what they would hold on their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from rda.errors import LinkDown, SyncFailed
+from rda.sync.mirror import Settings
+from rda.sync.tree import Scope
+from rda.sync.uses import GRACE, Uses, above, below
+from tests.fakes_remote import contents
+from tests.test_mirrors import MirrorCase, write
+
+
+class NestedCase(MirrorCase):
+    """``/local``, mounted as ``outer``, and ``/local/lib``, mounted as ``inner``."""
+
+    #: By the name of the source's directory.
+    modes: dict[str, str]
+
+    def settings(self, source: str) -> Settings:
+        return Settings(self.modes.get(os.path.basename(source), "one-way"))
+
+    def setUp(self) -> None:
+        self.modes = {}
+        self.remote: dict[str, str] = {}
+        super().setUp()
+        self.lib = self.path("lib")
+        write(self.path("lib/code"), b"1")
+        write(self.path("main"), b"1")
+
+    def mount(self, container: str, source: str, **options: Any) -> str:
+        """Where a new container has a source mounted."""
+        remote = self.place(source, **options)
+        self.hold(container, source, remote)
+        return remote
+
+    def flush(self, source: str | None = None) -> None:
+        """As a container that has it mounted where it was placed last."""
+        mounted = self.remote.get(source or self.local, "")
+        self.successResultOf(self.mirrors.complete(source or self.local, [mounted]))
+
+    def hold(self, container: str, source: str, remote: str, created: bool = True) -> None:
+        self.remote[source] = remote[len(self.host.root) :]
+        self.successResultOf(self.mirrors.hold(container, [source], [self.remote[source]], created))
+
+    def apart(self, source: str) -> str:
+        """Why a source has a copy of its own, as the status tells."""
+        return next(status.apart for status in self.mirrors.status() if status.source == source)
+
+    def why_apart(self) -> str:
+        """Mount both, the outer one first; returns why there are two copies, as the create is warned."""
+        outer = self.mount("outer", self.local)
+        place = self.successResultOf(self.mirrors.place(self.lib))
+        self.assertFalse((self.host.root + place.remote).startswith(outer + "/"))
+        self.assertIn(f"{self.local} has another: ", self.apart(self.lib))
+        return place.apart
+
+
+class OneCopyTests(NestedCase):
+    """The outer mount is there first."""
+
+    def test_one_copy(self) -> None:
+        """The inner mount is the directory in the outer one's copy, and complete when it is flushed."""
+        outer = self.mount("outer", self.local)
+        inner = self.mount("inner", self.lib)
+        self.assertEqual(inner, os.path.join(outer, "lib"))
+        write(self.path("lib/new"), b"2")
+        self.flush(self.lib)
+        self.assert_equal_trees(outer)
+        (status,) = self.mirrors.status()
+        self.assertEqual((status.nested, set(status.containers)), ((self.lib,), {"outer", "inner"}))
+
+    def test_made_in_one_step_with_the_outer(self) -> None:
+        """What both mount is the directory that stays, also when everything in it arrives in one stream later."""
+        self.host.commands = True
+        for number in range(150):
+            write(self.path(f"lib/deep/f{number}"), b"x")
+        outer = self.mount("outer", self.local)
+        inner = self.mount("inner", self.lib)
+        inode = os.stat(inner).st_ino
+        self.flush(self.lib)
+        self.assertEqual(os.stat(inner).st_ino, inode)
+        self.assert_equal_trees(outer)
+
+    def test_new_directory(self) -> None:
+        """An inner source that is made by the create itself is made over there before its place is told."""
+        outer = self.mount("outer", self.local)
+        self.flush()
+        inner = self.mount("inner", self.path("made/by/docker"), create_missing=True)
+        self.assertTrue(os.path.isdir(inner))
+        self.assertEqual(inner, os.path.join(outer, "made/by/docker"))
+
+    def test_innermost_of_three(self) -> None:
+        """A source within a source within a source is in the outermost one's copy."""
+        write(self.path("lib/deep/f"), b"1")
+        outer = self.mount("outer", self.local)
+        self.mount("inner", self.lib)
+        self.assertEqual(self.mount("innermost", self.path("lib/deep")), os.path.join(outer, "lib/deep"))
+
+    def test_comes_back(self) -> None:
+        """In two-way mode what is written through the inner mount comes back."""
+        self.modes = {"local": "two-way", "lib": "two-way"}
+        self.mount("outer", self.local)
+        inner = self.mount("inner", self.lib)
+        self.flush()
+        write(os.path.join(inner, "made"), b"there")
+        self.flush(self.lib)
+        with open(self.path("lib/made"), "rb") as file:
+            self.assertEqual(file.read(), b"there")
+
+    def test_trouble_elsewhere(self) -> None:
+        """What is wrong in the rest of the outer tree does not hold up who has the inner one mounted."""
+        self.mount("outer", self.local)
+        self.mount("inner", self.lib)
+
+        def refuse(name: str, path: bytes) -> None:
+            if name.startswith("rename") and path.endswith((b"/other", b"/worse")):
+                raise PermissionError(13, "Permission denied")
+
+        self.host.connections[-1].refuse = refuse
+        write(self.path("other"), b"1")
+        self.failureResultOf(self.mirrors.complete(self.local), SyncFailed)
+        inner = self.host.root + self.successResultOf(self.mirrors.place(self.lib)).remote
+        self.successResultOf(self.mirrors.complete(self.lib, [inner]))
+        write(self.path("lib/worse"), b"1")
+        self.failureResultOf(self.mirrors.complete(self.lib, [inner]), SyncFailed)
+
+    def test_directory_stays_what_is_mounted(self) -> None:
+        """An inner source that is removed and made again here is the same directory over there, empty in between."""
+        write(self.path("lib/sub/f"), b"1")
+        outer = self.mount("outer", self.local)
+        inner = self.mount("inner", self.path("lib/sub"))
+        self.flush()
+        inode = os.stat(inner).st_ino
+        shutil.rmtree(self.lib)
+        self.flush()
+        self.assertEqual(contents(outer).keys(), {b"main", b"lib", b"lib/sub"})
+        write(self.path("lib/sub/f"), b"2")
+        self.flush()
+        self.assert_equal_trees(outer)
+        self.assertEqual(os.stat(inner).st_ino, inode)
+        self.mirrors.release("inner")
+        shutil.rmtree(self.lib)
+        self.flush()
+        self.assert_equal_trees(outer)
+
+    def test_link_down(self) -> None:
+        """Without a link there is no place in the outer copy either; later there is."""
+        outer = self.mount("outer", self.local)
+        self.host.lose()
+        self.host.down = True
+        self.failureResultOf(self.mirrors.place(self.lib), LinkDown)
+        self.host.down = False
+        self.assertEqual(self.mount("inner", self.lib), os.path.join(outer, "lib"))
+
+    def test_outer_stopping(self) -> None:
+        """Who waits for a place when rda stops is told so."""
+        self.mount("outer", self.local)
+        mirror = self.mirrors._mirrors[self.local]
+        mirror._busy = True  # a pass that does not end
+        waiting = self.mirrors.place(self.lib)
+        self.assertNoResult(waiting)
+        self.successResultOf(self.mirrors.stopService())
+        self.failureResultOf(waiting, SyncFailed)
+
+
+class ApartTests(NestedCase):
+    """Two copies, because one would not do."""
+
+    def test_left_out(self) -> None:
+        """What rules keep out of the outer mount is in the inner one all the same, without a warning."""
+        write(self.path(".rdaignore"), b"lib/\n")
+        self.assertEqual(self.why_apart(), "")
+
+    def test_something_in_it_left_out(self) -> None:
+        """Rules of the outer directory do not reach into the inner mount."""
+        write(self.path(".rdaignore"), b"*.log\n")
+        write(self.path("lib/deep/x.log"), b"1")
+        self.assertIn("leaves out lib/deep/x.log", self.why_apart())
+
+    def test_own_rules(self) -> None:
+        """Rules of its own are the same in both, and so are those from above that leave out nothing here."""
+        write(self.path(".rdaignore"), b"*.log\n/build\n")
+        write(self.path("lib/.rdaignore"), b"*.tmp\n*.log\n")
+        for name in ("x.log", "sub/y.tmp", "build"):
+            write(self.path(f"lib/{name}"), b"1")
+        outer = self.mount("outer", self.local)
+        self.assertEqual(self.mount("inner", self.lib), os.path.join(outer, "lib"))
+
+    def test_rules_come_later(self) -> None:
+        """When a rule leaves something out of a mounted directory the status says so."""
+        self.mount("outer", self.local)
+        self.mount("inner", self.lib)
+        write(self.path("lib/x.log"), b"1")
+        write(self.path(".rdaignore"), b"*.log\n")
+        self.flush()
+        (problem,) = self.mirrors.status()[0].problems
+        self.assertEqual(problem.subject, "lib")
+        self.assertIn("leaves out lib/x.log. A new container", problem.message)
+
+    def test_other_mode(self) -> None:
+        """Each mount keeps its own mode."""
+        self.modes = {"lib": "two-way"}
+        self.assertIn("rules for the two differ", self.why_apart())
+
+    def test_symbolic_link(self) -> None:
+        """What is reached through a symbolic link is somewhere else."""
+        shutil.move(self.lib, os.path.join(self.top, "elsewhere"))
+        os.symlink("../elsewhere", self.lib)
+        self.assertIn("symbolic link", self.why_apart())
+
+    def test_file(self) -> None:
+        """A single file has a copy of its own, which is written in place."""
+        self.lib = self.path("lib/code")
+        self.assertEqual(self.why_apart(), "")
+
+    def test_volume(self) -> None:
+        """A volume has a copy of its own: it outlives every container."""
+        outer = self.mount("outer", self.local)
+        self.assertFalse(self.place(self.lib, alone=True).startswith(outer + "/"))
+
+    def test_replaced_over_there(self) -> None:
+        """A directory that a container has replaced by a symbolic link is not mounted."""
+        outer = self.mount("outer", self.local)
+        self.flush()
+        shutil.rmtree(os.path.join(outer, "lib"))
+        os.symlink("/etc", os.path.join(outer, "lib"))
+        place = self.successResultOf(self.mirrors.place(self.lib))
+        self.assertIn("symbolic link", place.apart)
+
+    def test_inner_first(self) -> None:
+        """An inner mount that was there first keeps its copy, until nothing has it any more."""
+        first = self.mount("inner", self.lib)
+        outer = self.mount("outer", self.local)
+        place = self.successResultOf(self.mirrors.place(self.lib))
+        self.assertEqual(self.host.root + place.remote, first)
+        self.assertIn("mounted from a copy of its own first", place.apart)
+        self.hold("inner 2", self.lib, first)
+        self.mirrors.release("inner")
+        self.mirrors.release("inner 2")
+        self.assertEqual(self.mount("inner 3", self.lib), os.path.join(outer, "lib"))
+
+    def test_both_follow(self) -> None:
+        """Two copies of the same directory both follow what happens here."""
+        inner = self.mount("inner", self.lib)
+        outer = self.mount("outer", self.local)
+        write(self.path("lib/code"), b"2")
+        for source in (self.local, self.lib):
+            self.flush(source)
+        self.assertEqual(contents(inner)[b"code"], contents(outer)[b"lib/code"])
+
+
+class LifeTests(NestedCase):
+    """What becomes of the copy that several sources are mounted from."""
+
+    def test_outer_gone(self) -> None:
+        """While a container has the inner source mounted the copy lives on, and is collected after that."""
+        outer = self.mount("outer", self.local)
+        inner = self.mount("inner", self.lib)
+        self.mirrors.release("outer")
+        self.clock.advance(1000)
+        self.assertEqual(self.successResultOf(self.mirrors.unused()), [])
+        write(self.path("lib/new"), b"2")
+        self.watcher.hints[0]._changed(Scope(paths=frozenset([b"lib/new"])))
+        self.assertIn(b"new", contents(inner))
+        other = os.path.join(self.top, "local/other")
+        os.mkdir(other)
+        self.assertFalse(self.mount("other", other).startswith(outer))
+        self.mirrors.release("inner")
+        self.clock.advance(1000)
+        (unused,) = self.successResultOf(self.mirrors.unused())
+        self.assertEqual(unused.source, self.local)
+        self.successResultOf(self.mirrors.collect([unused]))
+        self.assertFalse(os.path.exists(outer))
+
+    def test_restart(self) -> None:
+        """A restarted rda learns from the containers what is mounted from whose copy."""
+        outer = self.mount("outer", self.local)
+        inner = self.mount("inner", self.lib)
+        self.flush()
+        self.restart()
+        write(self.path("lib/new"), b"2")
+        mounted = [inner[len(self.host.root) :]]
+        self.successResultOf(self.mirrors.complete(self.lib, mounted))  # a start can come before the list of containers
+        self.assertIn(b"new", contents(inner))
+        self.hold("inner", self.lib, inner, created=False)
+        (status,) = self.mirrors.status()
+        self.assertEqual((status.source, status.nested), (self.local, (self.lib,)))
+        self.assertEqual(self.mount("inner 2", self.lib), inner)
+        shutil.rmtree(self.lib)
+        self.flush()
+        self.assertTrue(os.path.isdir(os.path.join(outer, "lib")))
+
+    def test_named(self) -> None:
+        """People can name the inner source: the mirror that it is in is meant."""
+        self.mount("outer", self.local)
+        self.mount("inner", self.lib)
+        self.successResultOf(self.mirrors.flush(self.lib))
+        self.successResultOf(self.mirrors.pause(self.lib))
+        self.assertEqual([status.state for status in self.mirrors.status()], ["paused"])
+        self.assertIsNotNone(self.successResultOf(self.mirrors.measure(self.lib)))
+
+
+class UsesTests(SynchronousTestCase):
+    """The table of who uses what."""
+
+    def test_creates_end(self) -> None:
+        """A place counts as used until every create that got it has ended, or for a while."""
+        uses = Uses()
+        uses.give("/a/b", "/a", 0.0)
+        uses.give("/a/b", "/a", 1.0)
+        uses.taken(["/a/b", "/c"])
+        self.assertEqual(uses.servers("/a/b"), ("/a",))
+        uses.taken(["/a/b"])
+        self.assertEqual((uses.servers("/a/b"), uses.is_used("/a")), ((), True))
+        uses.give("/a/b", "/a", 2.0)
+        self.assertTrue(uses.expire(2.0 + GRACE - 1))
+        self.assertFalse(uses.expire(2.0 + GRACE))
+        self.assertFalse(uses.is_used("/a"))
+
+    def test_tables(self) -> None:
+        """Containers count for the server of what they have mounted."""
+        uses = Uses()
+        uses.hold("1", {"/a": "/a", "/x": "/x"})
+        uses.hold("2", {"/a/b": "/a"})
+        self.assertEqual(uses.containers("/a"), ("1", "2"))
+        self.assertEqual((uses.nested("/a"), uses.nested("/x")), (("/a/b",), ()))
+        uses.release("1")
+        self.assertEqual((uses.is_used("/a"), uses.is_mounted_itself("/a")), (True, False))
+        self.assertEqual(uses.servers("/a/b"), ("/a",))
+
+    def test_paths(self) -> None:
+        """Paths above, and below."""
+        self.assertEqual(list(above("/a/b/c")), ["/a/b", "/a", "/"])
+        self.assertEqual((below("/a", "/a"), below("/a", "/a/b/c")), (b"", b"b/c"))
