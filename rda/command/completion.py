@@ -11,6 +11,10 @@ __all__ = ["COMMAND"]
 
 SHELLS = ("bash", "zsh", "fish", "tcsh")
 
+#: Arguments that are completed with what is on the disk.
+FILES = ("path", "file", "config", "identity", "known_hosts", "ssh_config")
+DIRECTORIES = ("state_dir", "tls")
+
 
 def _run(options: argparse.Namespace, terminal: Terminal) -> int:
     import shtab
@@ -19,8 +23,10 @@ def _run(options: argparse.Namespace, terminal: Terminal) -> int:
 
     parser = make_parser()
     for action in _all_actions(parser):
-        if action.dest == "path":
+        if action.dest in FILES:
             action.complete = shtab.FILE  # type: ignore[attr-defined]  # read by shtab
+        elif action.dest in DIRECTORIES:
+            action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
     terminal.print(shtab.complete(parser, shell=options.shell))
     return Exit.OK
 

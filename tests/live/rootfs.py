@@ -43,6 +43,8 @@ PROGRAMS = {
     "ssh-agent": "openssh-client",
     "nsenter": "util-linux",
     "unshare": "util-linux",
+    "zsh": "zsh",  # the shells that words are completed in
+    "fish": "fish",
 }
 
 DEBIAN_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")

@@ -12,9 +12,30 @@ from typing import Any
 
 from tests.live.process import fetch
 from tests.live.support import COMMAND_SECONDS, LiveTestCase
+from tests.live.terminal import Terminal
 
 #: A tree whose first transfer is noticed: more files than a create keeps quiet about.
 FILES = 6000
+
+#: What is typed before the Tab key, after ``rda``, and what it becomes.
+COMPLETED = {
+    "sta": "status",
+    "status --w": "status --watch",
+    "context inst": "context install",
+    "completion zs": "completion zsh",
+    "flush /et": "flush /etc/",
+    "doctor --config /et": "doctor --config /etc/",
+    "reload --state-dir /us": "reload --state-dir /usr/",
+}
+
+#: Notes what has been typed, completed by then, at Ctrl-T.
+ZSHRC = """
+fpath=($ZDOTDIR $fpath)
+autoload -Uz compinit && compinit -u -D
+note() { print -r -- "$BUFFER" >> $ZDOTDIR/typed; BUFFER=; }
+zle -N note
+bindkey '^T' note
+"""
 
 
 class Command(LiveTestCase):
@@ -95,6 +116,38 @@ class Command(LiveTestCase):
         self.assertEqual(json.loads(done.stdout)["schema"], 1)
         helped = subprocess.run(self.rda.docker_command("help"), env=environ, capture_output=True, timeout=60)
         self.assertIn(b"rda", helped.stdout)
+
+    def test_completion_in_zsh(self):
+        """In zsh the Tab key completes commands, their options and choices, and paths."""
+        home = self.directory()
+        (home / "_rda").write_text(self.command("completion", "zsh"))
+        (home / ".zshrc").write_text(ZSHRC)
+        environ = {"PATH": os.environ["PATH"], "HOME": str(home), "ZDOTDIR": str(home), "TERM": "vt100"}
+        terminal = Terminal(["zsh", "-i"], environ)
+        self.addCleanup(terminal.close)
+        terminal.send("".join(f"rda {words}\t\x14" for words in COMPLETED).encode())
+        typed = home / "typed"
+
+        def lines() -> list[str]:
+            return typed.read_text().splitlines() if typed.exists() else []
+
+        self.eventually(lambda: len(lines()) == len(COMPLETED), "zsh has read everything", COMMAND_SECONDS)
+        self.assertEqual([line.rstrip() for line in lines()], [f"rda {words}" for words in COMPLETED.values()])
+
+    def test_completion_in_fish(self):
+        """And in fish."""
+        home = self.directory()
+        (home / "rda.fish").write_text(self.command("completion", "fish"))
+        asked = "".join(f"; complete -C 'rda {words}'" for words in COMPLETED)
+        done = subprocess.run(
+            ["fish", "--no-config", "-c", f"source {home}/rda.fish{asked}"],
+            env={"PATH": os.environ["PATH"], "HOME": str(home)},
+            capture_output=True,
+            timeout=COMMAND_SECONDS,
+            text=True,
+        )
+        found = [line.partition("\t")[0] for line in done.stdout.splitlines()]
+        self.assertEqual(found, [words.split()[-1] for words in COMPLETED.values()], done.stderr)
 
     def test_first_transfer(self):
         """The first transfer of a large tree may be announced by the create, and its progress is there to see."""
