@@ -5,6 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
+def raised_by(key: str) -> str:
+    """What to do, for the end of a refusal by a limit.
+
+    :param key: its name in :class:`Limits`.
+    """
+    return f"; {key} in [limits] of rda.toml raises that"
+
+
 @dataclass(frozen=True)
 class Limits:
     """What the proxy takes from clients and from the daemon before it refuses. Sizes are bytes, times seconds.

@@ -33,7 +33,7 @@ class GateCase(SynchronousTestCase):
     """A site with a gate.
 
     :cvar access: keys of the configuration: ``policy``, ``user`` and ``owner_filter``.
-    :ivar user: who the next client is.
+    :ivar user: who the next client is, and ``proof`` how that is known.
     """
 
     access: dict[str, Any] = {"policy": {}}
@@ -43,7 +43,7 @@ class GateCase(SynchronousTestCase):
         self.clock = Clock()
         self.network = Network(self.clock)
         self.daemon = SmallDaemon()
-        self.user = "ann"
+        self.user, self.proof = "ann", Proof.SOCKET
         self.journal: list[str] = []
         self.mirrors = FakeMirrors(self.journal)
         self.audit: Audit | None = None
@@ -66,7 +66,7 @@ class GateCase(SynchronousTestCase):
             "default", containers, access, api, self.ownership, sources, in_thread, ("/run/x.sock",), self.audit
         )
         self.site = DockerSite(
-            endpoint, gate, self.clock, gate=gate, identify=lambda _: Visitor(Caller(self.user, Proof.SOCKET, 1000))
+            endpoint, gate, self.clock, gate=gate, identify=lambda _: Visitor(Caller(self.user, self.proof, 1000))
         )
 
     def send(self, data: bytes, user: str | None = None) -> Peer:

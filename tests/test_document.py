@@ -10,7 +10,6 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from rda.docker.document import (
     DATA,
-    MAX_BYTES,
     MAX_DEPTH,
     Many,
     Named,
@@ -24,7 +23,7 @@ from rda.docker.document import (
     serialise,
     text_list,
 )
-from rda.errors import BadRequest, BodyTooLarge
+from rda.errors import BadRequest
 
 SCHEMA = Struct(
     {
@@ -86,10 +85,6 @@ class ParseTests(SynchronousTestCase):
     def test_nothing(self) -> None:
         """A request without a body is an empty document, as for the daemon's volumes/create."""
         self.assertEqual((parse(b""), parse(b" \r\n")), ({}, {}))
-
-    def test_too_large(self) -> None:
-        """A document over the limit is refused with its own status."""
-        self.assertRaises(BodyTooLarge, parse, b" " * MAX_BYTES + b"{}")
 
     def test_too_deep(self) -> None:
         """Nesting is bounded, however deep it is."""

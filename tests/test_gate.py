@@ -7,6 +7,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
+from rda.access.caller import Proof
 from tests.gate_case import GateCase
 from tests.small_daemon import an_id
 
@@ -145,9 +146,15 @@ class FactTests(GateCase):
 
 class OwnPageTests(GateCase):
     def test_control(self) -> None:
-        """Under a policy, only the user that rda runs as controls it; the status can be read."""
-        self.assertEqual(self.ask("POST", "/_rda/flush")[0], 403)
+        """Under a policy, rda's own pages are for the user that it runs as."""
+        for method, page in (("POST", "flush"), ("GET", "status"), ("GET", "events"), ("GET", "metrics"), ("GET", "")):
+            self.assertEqual(self.ask(method, f"/_rda/{page}")[0], 403, page)
+
+    def test_nobody_is_asked(self) -> None:
+        """Where nobody is asked who calls, there are no others to keep the status from; control is refused still."""
+        self.proof = Proof.NONE
         self.assertEqual(self.ask("GET", "/_rda/status")[0], 404)  # nothing is served there in this test
+        self.assertEqual(self.ask("POST", "/_rda/flush")[0], 403)
 
     def test_host_network_by_id(self) -> None:
         """The host's network is claimed by name; by its id, the daemon refuses a container that does not say host."""

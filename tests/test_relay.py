@@ -522,7 +522,7 @@ class RewrittenTests(RelayCase):
         """A document over the limit is refused by its length, or as soon as it is over it."""
         size = self.limits.document + 1
         client = self.client(post(CREATE, b"", b"").replace(b"Length: 0", b"Length: %d" % size))
-        self.assertEqual(self.assert_error(client, 413)["connection"], b"close")
+        self.assertEqual(self.assert_error(client, 413, "; document in [limits]")["connection"], b"close")
         client = self.client(post(CREATE, b"").replace(b"Content-Length: 0", b"Transfer-Encoding: chunked"))
         for _ in range(5):
             self.send(client, b"100000\r\n" + b" " * 0x100000 + b"\r\n")

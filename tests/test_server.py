@@ -85,7 +85,7 @@ class DoorTests(RelayCase):
         client = self.client(b"GET /_ping HTTP/1.1\nHost: localhost\n\n")
         self.assertEqual(client.received, b"")
         self.advance(self.limits.head_seconds)
-        self.assert_error(client, 408)
+        self.assert_error(client, 408, "head_seconds in [limits]")
 
     def test_hosts(self) -> None:
         """The listener answers to its names and addresses, with any port, and to no name; not to others."""
@@ -202,16 +202,16 @@ class LimitTests(RelayCase):
     limits = Limits(connections=3, refusals=2, head=1000, header_count=10)
 
     def test_long_heads(self) -> None:
-        """A head over the limit is 431: one long line, many short ones, too many fields."""
-        for request in (
-            get(HOST, b"A: " + b"b" * 2000),
-            get(HOST, target=b"/" + b"a" * 2000),
-            b"G" * 2000,
-            get(HOST, *[b"A%d: " % n + b"b" * 300 for n in range(5)]),
-            get(HOST, *[b"A: b"] * 20),
+        """A head over the limit is 431, with the key that raises it: a long line, many short ones, too many fields."""
+        for request, key in (
+            (get(HOST, b"A: " + b"b" * 2000), "head"),
+            (get(HOST, target=b"/" + b"a" * 2000), "head"),
+            (b"G" * 2000, "head"),
+            (get(HOST, *[b"A%d: " % n + b"b" * 300 for n in range(5)]), "head"),
+            (get(HOST, *[b"A: b"] * 20), "header_count"),
         ):
             client = self.client(request)
-            self.assert_error(client, 431)
+            self.assert_error(client, 431, f"; {key} in [limits] of rda.toml raises that")
             client.transport.abortConnection()
             self.pump()
 
@@ -220,7 +220,7 @@ class LimitTests(RelayCase):
         clients = [self.client() for _ in range(3)]
         refused = [self.client(), self.client()]
         for client in refused:
-            self.assert_error(client, 503, "3 connections")
+            self.assert_error(client, 503, "3 connections already; connections in [limits] of rda.toml raises that")
         self.assertEqual(self.client().received, b"")
         self.assertIsNotNone(self.clients[-1].lost)
         self.advance(self.limits.linger_seconds)
@@ -414,7 +414,7 @@ class OwnTests(RelayCase):
     def test_guarded_and_bounded(self) -> None:
         """A browser may not ask here either; a body is bounded, malformed chunks are refused."""
         self.assert_error(self.client(get(HOST, b"Origin: http://evil", target=b"/_rda/status")), 403)
-        self.assert_error(self.client(post(b"/_rda/x", b"x" * (self.limits.own_body + 1))), 413)
+        self.assert_error(self.client(post(b"/_rda/x", b"x" * (self.limits.own_body + 1))), 413, "own_body in [limits]")
         request = b"POST /_rda/x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
         self.assert_error(self.client(request + b"x\r\n"), 400)
         self.assertEqual(self.daemon.peers, [])

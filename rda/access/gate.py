@@ -18,6 +18,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from rda.access.audit import Audit, Record, timestamp
+from rda.access.caller import Proof
 from rda.access.ownership import Ownership
 from rda.access.policy import LIMITS, Facts, Policy, judge, refused
 from rda.access.policy_config import Access
@@ -114,12 +115,15 @@ class Gate:
             raise
 
     def admit_own(self, call: Call) -> None:
-        """Keep others from rda's own pages, which show everybody's things, where that matters.
+        """Keep others from rda's own pages, which show everybody's things, where there are rules for anybody.
+
+        A listener that asks nobody who they are knows no others; without an owner filter its callers may look.
 
         :raises Refused: somebody else asks.
         """
-        shows_all = self._access.owner_filter or call.method not in (b"GET", b"HEAD")
-        if self._access and shows_all and not call.caller.own:
+        looks = call.method in (b"GET", b"HEAD") and not self._access.owner_filter
+        alike = looks and call.caller.proof is Proof.NONE
+        if self._access and not call.caller.own and not alike:
             raise Refused("rda's own pages are for the user that it runs as, where owner_filter or a policy is set")
 
     def over(self, call: Call, status: int | None, seconds: float, sent: int, received: int) -> None:

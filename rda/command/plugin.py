@@ -79,7 +79,8 @@ def _program() -> Path:
     found = str(beside) if beside.exists() else shutil.which("docker-rda")
     if found is None:
         raise CommandError(
-            "docker-rda is installed neither beside this command nor on PATH; install rda again (pipx install rda)"
+            "docker-rda is installed neither beside this command nor on PATH; install rda again, in a clone of its "
+            "repository: pipx install --force --include-deps ."
         )
     return Path(found)
 

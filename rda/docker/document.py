@@ -21,11 +21,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NoReturn
 
-from rda.errors import BadRequest, BodyTooLarge
+from rda.errors import BadRequest
 
 __all__ = [
     "DATA",
-    "MAX_BYTES",
     "MAX_DEPTH",
     "Many",
     "Named",
@@ -42,9 +41,6 @@ __all__ = [
     "text_list",
     "text_of",
 ]
-
-#: The largest request document, bytes. Compose's largest are tens of kilobytes; issue 4 sets the limit.
-MAX_BYTES = 4 * 1024 * 1024
 
 #: How deep a request document may nest. The API's deepest is under 10; Go gives up at 10,000.
 MAX_DEPTH = 64
@@ -129,13 +125,10 @@ def fold(key: str) -> str:
 def parse(body: bytes, schema: Schema = DATA) -> dict[str, object]:
     """Read a request document: exactly one JSON object, or nothing, which is an empty one to the daemon.
 
-    :param body: the whole body, bytes as they came.
+    :param body: the whole body, bytes as they came; as large as ``[limits] document`` lets it be.
     :param schema: when given, :func:`canonical` is applied with it.
     :raises BadRequest: it is not one, nests too deep, or a key comes twice.
-    :raises BodyTooLarge: it is over :data:`MAX_BYTES`.
     """
-    if len(body) > MAX_BYTES:
-        raise BodyTooLarge(f"the request document has {len(body)} bytes; the most that rda reads is {MAX_BYTES}")
     if not body.strip(b" \t\r\n"):
         return {}
     document = _load(body, _unique)

@@ -29,7 +29,7 @@ from twisted.web.http import HTTPChannel, Request
 from zope.interface import implementer
 
 from rda.errors import BadRequest, HeadTooLarge, RdaError, RequestTimeout
-from rda.limits import Limits
+from rda.limits import Limits, raised_by
 from rda.proxy import tls
 from rda.proxy.authentication import Visitor
 from rda.proxy.request import error_answer
@@ -253,14 +253,18 @@ class DockerChannel(HTTPChannel):
 
     def lineLengthExceeded(self, line: bytes) -> None:
         """A line is longer than a whole head may be."""
-        self._refuse_input(HeadTooLarge(f"the request's head is larger than {self.totalHeadersSize} bytes"))
+        self._refuse_input(
+            HeadTooLarge(f"the request's head is larger than {self.totalHeadersSize} bytes{raised_by('head')}")
+        )
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         """twisted.web's parser gave up."""
         if self._receivedHeaderSize > self.totalHeadersSize:
             self.lineLengthExceeded(b"")
         elif self._receivedHeaderCount > self.maxHeaders:
-            self._refuse_input(HeadTooLarge(f"the request has more than {self.maxHeaders} header fields"))
+            self._refuse_input(
+                HeadTooLarge(f"the request has more than {self.maxHeaders} header fields{raised_by('header_count')}")
+            )
         else:
             self._refuse_input(BadRequest("the request is malformed"))
 
@@ -315,8 +319,9 @@ class DockerChannel(HTTPChannel):
             self._timer = self.site.clock.callLater(seconds, then)
 
     def _head_over(self) -> None:
+        seconds = f"{self.site.limits.head_seconds:g} s"
         self._refuse_input(
-            RequestTimeout(f"the request's head was not complete within {self.site.limits.head_seconds:g} s")
+            RequestTimeout(f"the request's head was not complete within {seconds}{raised_by('head_seconds')}")
         )
 
     # ---------------------------------------------------------------------------------------------- back-pressure

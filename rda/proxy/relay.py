@@ -27,7 +27,7 @@ from rda.docker.routes import Answer, Call, Outgoing, RequestBody
 from rda.errors import BodyTooLarge, DaemonUnreachable, RdaError
 from rda.flow import Flow
 from rda.interfaces import ICallRewriter
-from rda.limits import Limits
+from rda.limits import Limits, raised_by
 from rda.proxy.counters import Counters
 from rda.proxy.pool import DaemonConnection, DaemonPool
 from rda.proxy.tunnel import ClientEnd, Tunnel
@@ -388,9 +388,10 @@ class Exchange:
             return
         self._early.append(data)
         self._early_size += len(data)
-        limit = self._limits.answer_document if self._collected else self._limits.held
+        key = "answer_document" if self._collected else "held"
+        limit = getattr(self._limits, key)
         if self._early_size > limit:
-            raise WireError(f"it has more than the {limit} bytes that rda reads of such an answer")
+            raise WireError(f"it has more than the {limit} bytes that rda reads of such an answer{raised_by(key)}")
 
     def answer_read(self) -> None:
         """See :class:`rda.proxy.pool.AnswerReceiver`: the head and what came with it leave in one piece."""
@@ -563,7 +564,10 @@ class Exchange:
     # ------------------------------------------------------------------------------------------------ ends without one
 
     def _too_large(self) -> RdaError:
-        return BodyTooLarge(f"the request's document is larger than the {self._limits.document} bytes that rda reads")
+        limit = self._limits.document
+        return BodyTooLarge(
+            f"the request's document is larger than the {limit} bytes that rda reads{raised_by('document')}"
+        )
 
     def _failed(self, failure: Failure) -> None:
         """Answer with a failure: the user's if it is one, else an internal error that is logged."""

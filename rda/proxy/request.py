@@ -12,6 +12,7 @@ from twisted.web.http import RESPONSES, Request
 
 from rda.access.caller import UNPROVED
 from rda.errors import BodyTooLarge, RdaError
+from rda.limits import raised_by
 from rda.proxy.relay import Exchange
 from rda.proxy.tunnel import Tunnel
 from rda.proxy.wire import RequestHead
@@ -104,7 +105,11 @@ class DockerRequest(server.Request):
         elif self._refusal is None:
             self._own_size += len(data)
             if self._own_size > self.channel.site.limits.own_body:
-                self.refuse(BodyTooLarge("the request's body is larger than rda takes for its own resources"))
+                self.refuse(
+                    BodyTooLarge(
+                        f"the request's body is larger than rda takes for its own resources{raised_by('own_body')}"
+                    )
+                )
             else:
                 super().handleContentChunk(data)
 

@@ -21,7 +21,7 @@ from rda.deferreds import Waiters
 from rda.docker import routes
 from rda.errors import RdaError
 from rda.interfaces import ICallRewriter, IGate
-from rda.limits import Limits
+from rda.limits import Limits, raised_by
 from rda.proxy.authentication import Visitor, anybody
 from rda.proxy.calls import Calls
 from rda.proxy.channel import DockerChannel
@@ -185,7 +185,7 @@ class DockerSite(server.Site):
             if not full:
                 return None
             self.counters.refused += 1
-            return Busy(f"there are {self.limits.connections} connections already; close some, or raise the limit")
+            return Busy(f"there are {self.limits.connections} connections already{raised_by('connections')}")
         self._channels.add(channel)
         if not visitor.known:
             self._unproved.add(channel)

@@ -14,6 +14,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from rda.limits import raised_by
+
 __all__ = [
     "AnswerHead",
     "Chunked",
@@ -364,7 +366,7 @@ class HeadReader:
         while True:
             raw, end, rest = self._buffer.partition(b"\r\n\r\n")
             if len(raw) > self._limit:
-                raise WireError("the head of the answer is too long")
+                raise WireError(f"the head of the answer has more than {self._limit} bytes{raised_by('head')}")
             if not end:
                 return None
             head = AnswerHead(raw)
@@ -449,7 +451,7 @@ class DocumentSplitter:
             self._buffer = self._buffer[end:]
             self._position = 0
         if len(self._buffer) > self._limit:
-            raise WireError("a document of the stream is too long")
+            raise WireError(f"a document of the stream has more than {self._limit} bytes{raised_by('stream_document')}")
         return documents
 
     def _end(self) -> int | None:

@@ -104,7 +104,10 @@ class Story:
         try:
             raise NotAsTold(f"the port still answers: {fetch(self.port)!r}")
         except urllib.error.URLError as e:
-            say(f"{e.reason}")
+            refused = (
+                os.strerror(e.reason.errno).lower() if isinstance(e.reason, OSError) and e.reason.errno else e.reason
+            )
+            say(f"curl: (7) Failed to connect to 127.0.0.1 port {self.port}: {refused}")
         say("\nThat was rda.")
 
     def clean(self) -> None:
