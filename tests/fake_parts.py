@@ -8,6 +8,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, fail, succeed
 
 from rda.docker.ports import Listener
+from rda.errors import PortUnavailable
 from rda.ports.forwards import Reservation
 from rda.status import MirrorStatus
 from rda.sync.mirrors import Place
@@ -30,8 +31,8 @@ class FakeForwards:
 
     def reserve(self, container: str, name: str, wanted: Any, all_or_none: bool = True) -> Deferred[Any]:
         self.journal.append(f"reserve {name} " + ",".join(one.key for one in wanted))
-        if self.failure and all_or_none:
-            return fail(self.failure)
+        if (self.failure or self.rivals(container, wanted)) and all_or_none:
+            return fail(self.failure or PortUnavailable("port is already allocated"))
         self.wanted[container] = tuple(wanted)
         self.open.setdefault(container, None)
         return succeed(Reservation(container, {}, str(self.failure or "")))
@@ -46,6 +47,9 @@ class FakeForwards:
 
     def local(self, container: str) -> dict[str, tuple[Listener, ...]] | None:
         return {"80/tcp": (Listener("", 8080),)} if container in self.open else None
+
+    def rivals(self, container: str, wanted: Any) -> tuple[str, ...]:
+        return tuple(other for other, ports in self.wanted.items() if other in self.open and ports == tuple(wanted))
 
     def udp_problem(self) -> Deferred[str]:
         return succeed("no python3")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,8 @@ from rda.containers.waiting import EXPLAIN_SECONDS, Waiting
 from rda.docker import document, routes
 from rda.docker.binds import Rules, System
 from rda.docker.host_network import FORWARD_LABEL, HostForwards, read_ports
-from rda.docker.request import OWNER_LABEL, REQUEST_LABEL, USER_LABEL, find_request
+from rda.docker.ports import requested
+from rda.docker.request import OWNER_LABEL, REQUEST_LABEL, USER_LABEL, Request, find_request
 from rda.docker.routes import Call, Outgoing
 from rda.docker.sources import Sources
 from rda.errors import BadRequest, PortUnavailable, Refused, SyncFailed
@@ -357,6 +359,26 @@ class StartTests(ContainersCase):
         _, decision = self.ask(b"POST", b"/containers/web/start")
         self.failureResultOf(decision, PortUnavailable)
         self.assertEqual(self.forwards.open, {})
+
+    def test_port_of_one_that_has_ended(self) -> None:
+        """A port that a container holds which has ended, unheard of yet, is given up for the one that starts."""
+        other = "f" * 64
+        self.made(PortBindings=BINDINGS)
+        for running in (True, False):
+            self.forwards.open[other], self.forwards.wanted[other] = None, requested(BINDINGS, False, ())
+            if running:
+                description = copy.deepcopy(self.daemon.answers["/containers/web/json"][1])
+                description |= {"Id": other, "State": {"Running": True}}
+                description["Config"]["Labels"][REQUEST_LABEL] = Request("other", BINDINGS).label()
+                self.reconciler.made_here.made("other", other)
+                self.daemon.answers[f"/containers/{other}/json"] = 200, description
+            else:
+                self.daemon.answers[f"/containers/{other}/json"] = 404, {"message": "No such container"}
+            _, decision = self.ask(b"POST", b"/containers/web/start")
+            if running:
+                self.failureResultOf(decision, PortUnavailable)
+            else:
+                self.successResultOf(decision)
 
     def test_port_in_use_and_removed(self) -> None:
         """A container made with --rm is removed when its start is refused, as the daemon would: clients wait for it."""

@@ -208,6 +208,19 @@ class ReserveTests(ForwardsCase):
         self.assertIn("Bind for 0.0.0.0:8080 failed", str(self.fails(WEB)))
         self.assertEqual(set(self.machine.open), {("127.0.0.1", 8080), ("::1", 8080)})
 
+    def test_rivals(self) -> None:
+        """It is known who holds a port that somebody else wants: of the same protocol, and not of oneself."""
+        self.reserve(WEB, container="c0", name="first")
+        for wanted, rivals in (
+            (WEB, ("c0",)),
+            (Published(443, "tcp", "127.0.0.1", 8000, 8090), ("c0",)),
+            (Published(80, "udp", "", 8080, 8080), ()),
+            (Published(80, "tcp", "", 0, 0), ()),
+            (Published(80, "tcp", "", 8081, 8081), ()),
+        ):
+            self.assertEqual(self.forwards.rivals("c1", [wanted]), rivals, wanted)
+        self.assertEqual(self.forwards.rivals("c0", [WEB]), ())
+
     def test_failure_keeps_what_was(self) -> None:
         """A failed change leaves what the container had open."""
         self.reserve(WEB)

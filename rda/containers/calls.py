@@ -28,7 +28,7 @@ from rda.docker.ports import Published
 from rda.docker.request import USER_LABEL, labels_of
 from rda.docker.routes import Call, Outgoing
 from rda.docker.sources import Sorted, Sources
-from rda.errors import RdaError, Refused
+from rda.errors import PortUnavailable, RdaError, Refused
 from rda.interfaces import ICallRewriter
 from rda.ports.exposed import Exposed
 from rda.ports.forwards import Forwards
@@ -317,11 +317,27 @@ class Containers:
         self._reconciler.start_begins(owned.id)
         try:
             await self._flush(owned, "start")
-            await self._forwards.reserve(owned.id, owned.name, owned.ports)
+            await self._reserve(owned)
         except BaseException:
             await self._not_started(owned, description)
             raise
         return Outgoing(memo=_Starting(owned))
+
+    async def _reserve(self, owned: Owned) -> None:
+        """Open the local ports; one that another container holds may be held by one that has ended a moment ago.
+
+        The daemon has given up its ports by then, and would let the start pass.
+
+        :raises PortUnavailable: one cannot be opened.
+        """
+        try:
+            await self._forwards.reserve(owned.id, owned.name, owned.ports)
+        except PortUnavailable:
+            rivals = self._forwards.rivals(owned.id, owned.ports)
+            if not rivals:
+                raise
+            await DeferredList([self._reconciler.look(rival) for rival in rivals], consumeErrors=True)
+            await self._forwards.reserve(owned.id, owned.name, owned.ports)
 
     async def _not_started(self, owned: Owned, description: Mapping[str, Any]) -> None:
         """Do what the daemon does after a start that fails: a container made with ``--rm`` is removed.

@@ -351,6 +351,20 @@ class Forwards:
         entry = self._containers.get(container)
         return None if entry is None else self._listeners(entry)
 
+    def rivals(self, container: str, wanted: Iterable[Published]) -> tuple[str, ...]:
+        """Return the other containers that have a port open which this one wants, whatever the address."""
+        spans = [(one.protocol, range(one.first, one.last + 1)) for one in wanted if one.first]
+        return tuple(
+            other
+            for other, entry in self._containers.items()
+            if other != container
+            and any(
+                published.protocol == protocol and forward.port in span
+                for published, forward in entry.forwards.items()
+                for protocol, span in spans
+            )
+        )
+
     def status(self) -> tuple[ForwardStatus, ...]:
         """Describe every published port, those that are not forwarded among them."""
         return tuple(
