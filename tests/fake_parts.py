@@ -78,7 +78,7 @@ class FakeMirrors:
         place = Place(source, "/mirror" + source, self.apart.get(source, ""))
         return fail(self.failure) if self.failure else succeed(place)
 
-    def complete(self, source: str, mounted: Iterable[str] = ()) -> Deferred[None]:
+    def complete(self, source: str, mounted: Iterable[str] = (), starting: bool = False) -> Deferred[None]:
         self.journal.append(f"flush {source}")
         self.flushing.append(Deferred())
         return self.flushing[-1]

@@ -133,6 +133,21 @@ class RemoteTrouble(TroubleCase):
         self.flush()
         self.assert_equal_trees(remote)
 
+    def test_root_removed(self) -> None:
+        """When somebody removes the whole sync root, it is made again; running containers are to be restarted."""
+        write(self.path("f"), b"1")
+        remote = self.place()
+        self.successResultOf(self.mirrors.hold("c1", [self.local]))
+        self.flush()
+        self.assertEqual(self.problems(), {})
+        shutil.rmtree(os.path.dirname(os.path.dirname(remote)))
+        write(self.path("g"), b"2")
+        self.flush()
+        self.assert_equal_trees(remote)
+        self.assertIn("restart them", self.problems()[self.local])
+        self.successResultOf(self.mirrors.complete(self.local, starting=True))
+        self.assertEqual(self.problems(), {})
+
     def test_tree_replaced(self) -> None:
         """A file in the tree's place is not written through; the mirror says what to remove."""
         write(self.path("f"), b"1")

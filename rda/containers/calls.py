@@ -412,7 +412,7 @@ class Containers:
     async def _flush(self, owned: Owned | None, what: str = "call") -> None:
         for source in owned.request.sources if owned is not None else ():
             assert owned is not None
-            complete = self._mirrors.complete(source, owned.request.shown)
+            complete = self._mirrors.complete(source, owned.request.shown, starting=what == "start")
             if self._waiting is not None:
                 complete = self._waiting.watch(f"{what} of {owned.name}", source, complete)
             await complete

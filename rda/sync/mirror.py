@@ -100,6 +100,12 @@ class Tools:
     watched: set[RemoteWatch] = field(default_factory=set)
 
 
+_REMOVED = (
+    "the copy was removed on the remote host, and has been made anew. Containers that were running then still have the "
+    "removed one: restart them"
+)
+
+
 class Paused(SyncHalted):
     """A person has paused the mirror."""
 
@@ -255,6 +261,10 @@ class Mirror:
                 self._watch_there.stop()
                 if self._manifest is not None:
                     self._session.note_use(self._manifest)
+
+    def mounted_anew(self) -> None:
+        """A container is about to mount what is there now."""
+        self._session.removed = False
 
     def retry(self) -> None:
         """What kept the mirror waiting may be over."""
@@ -501,6 +511,8 @@ class Mirror:
             problems.insert(0, Problem(self.source, self._halted or self._reason))
         if self._watch.refused:
             problems.insert(0, Problem(self.source, self._watch.refused))
+        if self._session.removed and containers:
+            problems.insert(0, Problem(self.source, _REMOVED))
         files, size = self._totals
         transfer, applying = self._transfer, self._state == "applying"
         return MirrorStatus(

@@ -204,17 +204,21 @@ class Mirrors(Service):
         remote: str = await mirror.serve(below(outer, source))
         return remote
 
-    def complete(self, source: str, mounted: Iterable[str] = ()) -> Deferred[None]:
+    def complete(self, source: str, mounted: Iterable[str] = (), starting: bool = False) -> Deferred[None]:
         """Fire when everything that is at a source now is on the remote; begin to mirror it, if need be.
 
         :param mounted: as for :meth:`hold`, of the container that needs it.
+        :param starting: for a container that is about to start, and so mounts what is there then.
         :raises SyncFailed: see :meth:`Mirror.flush`; SyncHalted, LinkDown likewise.
         """
         source = os.path.abspath(source)
-        return Deferred.fromCoroutine(self._complete(source, self._server_of(source, tuple(mounted))))
+        return Deferred.fromCoroutine(self._complete(source, self._server_of(source, tuple(mounted)), starting))
 
-    async def _complete(self, source: str, server: str) -> None:
-        await (await self._mirror(server, None, False)).flush(below(server, source))
+    async def _complete(self, source: str, server: str, starting: bool) -> None:
+        mirror = await self._mirror(server, None, False)
+        await mirror.flush(below(server, source))
+        if starting:
+            mirror.mounted_anew()
 
     def hold(
         self, container: str, sources: Iterable[str], mounted: Iterable[str] = (), created: bool = False
@@ -470,9 +474,17 @@ class Mirrors(Service):
 
     async def _base(self, name: str) -> bytes:
         files: IRemoteFiles = await self._host.files()
-        if self._root_on is None or self._root_on[0] is not files:
+        if self._root_on is None or self._root_on[0] is not files or not await _is_there(files, self._root_on[1]):
             self._root_on = (files, await _sync_root(files, self._sync_root))
         return self._root_on[1] + b"/" + name.encode()
+
+
+async def _is_there(files: IRemoteFiles, path: bytes) -> bool:
+    """Whether nobody has removed a directory."""
+    try:
+        return stat.S_ISDIR((await files.attributes(path)).mode)
+    except FileNotFoundError:
+        return False
 
 
 async def _sync_root(files: IRemoteFiles, configured: bytes) -> bytes:

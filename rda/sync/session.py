@@ -26,6 +26,7 @@ class Session:
 
     :ivar remote: the tree over the latest connection; None when there is none that is prepared.
     :ivar path: of the tree, as the daemon has to mount it; "" while it is not known.
+    :ivar removed: somebody removed the tree on the remote host, so that it had to be made anew.
     """
 
     _log = Logger()
@@ -48,6 +49,7 @@ class Session:
         self._marked: Deferred[None] = succeed(None)
         self.remote: RemoteTree | None = None
         self.path = ""
+        self.removed = False
 
     def is_up(self) -> bool:
         """Whether the tree is prepared, and its connection is not known to be lost."""
@@ -74,6 +76,9 @@ class Session:
         base = await self._base()
         remote = RemoteTree(files, base, self._kind, self._seconds)
         found = await remote.prepare(await self._in_thread(_mode_of, self._root))
+        if not found.has_tree and manifest.meta("generation") is not None:
+            self.removed = True
+            self._log.warn("{path} was removed on the remote host, and is made anew", path=os.fsdecode(remote.tree))
         if found.generation is None or found.generation != manifest.meta("generation") or not found.has_tree:
             manifest.forget_everything()
             self._marked = Deferred.fromCoroutine(self._mark(manifest, remote, found.generation is not None))
