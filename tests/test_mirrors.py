@@ -459,6 +459,18 @@ class SingleFileTests(MirrorCase):
             self.assertEqual(file.read(), b"short")
         self.assertEqual(os.stat(remote).st_mode & 0o777, 0o600)
 
+    def test_symbolic_link(self) -> None:
+        """A source that is a link is the file that it leads to, small or large, as it is for a local daemon."""
+        source, target = self.path("conf"), self.path("real.conf")
+        os.symlink("real.conf", source)
+        for text in (b"first", b"second" * 100_000, b"third"):
+            write(target, text)
+            remote = self.place(source)
+            self.flush(source)
+            with open(remote, "rb") as file:
+                self.assertEqual(file.read(), text)
+        self.assertEqual(self.mirrors.status()[0].problems, ())
+
     def test_vanished(self) -> None:
         """While the local file is away the remote one stays; when it is back the mirror goes on by itself."""
         source = self.path("conf")

@@ -60,9 +60,12 @@ class Loaded(NamedTuple):
 def _open(root: bytes, path: bytes) -> int:
     """Open a file to be read.
 
+    A root is what it leads to, also where it is a single file; links in a tree are sent as links.
+
     :raises OSError: ELOOP where it is a link, or behind one below a plain root.
     """
-    descriptor = os.open(join(root, path), _OPEN)
+    follow = not path and not isinstance(root, inside.PlainRoot)
+    descriptor = os.open(join(root, path), _OPEN & ~os.O_NOFOLLOW if follow else _OPEN)
     inside.check(descriptor, root, path)
     return descriptor
 
