@@ -384,7 +384,7 @@ class _PretendedCommand:
     def connect(self, factory: Any) -> Deferred[Any]:
         protocol = factory.buildProtocol(None)
         protocol.makeConnection(_CommandInput(self._host, self._command, protocol))
-        if self._command in remote_watch.COMMANDS:
+        if self._command in remote_watch.COMMANDS.values():
             protocol.connectionLost(Failure(CommandFailed("not found", 127)))
         return succeed(protocol)
 

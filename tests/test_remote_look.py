@@ -13,6 +13,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
@@ -182,20 +183,23 @@ class WatchTests(SynchronousTestCase):
         """Changes in new directories, and in those that were moved into the tree, are heard of."""
         if not os.path.exists("/proc/sys/fs/inotify") or shutil.which("python3") is None:
             raise SkipTest("needs inotify and python3")
-        self.run_command(COMMANDS[1])
+        self.run_command(COMMANDS["python3"])
         self.watch_everything()
 
     def test_inotifywait(self) -> None:
         """The program of that name does the same, where it is."""
         if shutil.which("inotifywait") is None:
             raise SkipTest("needs inotifywait")
-        self.run_command(COMMANDS[0])
+        self.run_command(COMMANDS["inotifywait"])
         self.watch_everything()
 
     def test_neither(self) -> None:
         """Without it the command says at once that it is not there."""
         done = subprocess.run(
-            ["/bin/sh", "-c", COMMANDS[0]], input=os.fsencode(self.top) + b"\n", env={"PATH": "/nowhere"}, timeout=10
+            ["/bin/sh", "-c", COMMANDS["inotifywait"]],
+            input=os.fsencode(self.top) + b"\n",
+            env={"PATH": "/nowhere"},
+            timeout=10,
         )
         self.assertEqual(done.returncode, 127)
 
@@ -244,6 +248,20 @@ class LadderTests(SynchronousTestCase):
             self.assertTrue(watch.active)
             host.protocols[protocol].connectionLost(Failure(CommandFailed("limit", 1)))
         self.assertFalse(watch.active)
+
+    def test_why_not(self) -> None:
+        """The log says in a sentence why there is no watch, without the command, which is a whole script."""
+        lines: list[str] = []
+        globalLogPublisher.addObserver(observer := lambda event: lines.append(str(formatEvent(event))))
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        for error in (CommandFailed("IFS= read -r top …", 127), CommandFailed("IFS= …", 1), ChannelRefused("no", 1)):
+            self.watch_on(_Refusing(error), set()).start(b"/tree", "first")
+        told = [line for line in lines if "/tree" in line]
+        self.assertIn("is not watched with inotifywait: the remote host has no such program", told[0])
+        self.assertIn("are found by looking every few seconds", told[2])
+        self.assertIn("it ended, with status 1", told[3])
+        self.assertIn("runs no commands", told[6])
+        self.assertNotIn("IFS", "".join(told))
 
     def test_only_so_many(self) -> None:
         """More trees than a few are not watched: the commands are needed for what is sent."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import time
 
 from rda.errors import SyncHalted
-from rda.sync import pull
+from rda.sync import pull, racy
 from rda.sync.mirror import Settings
+from rda.sync.remote import RemoteTree
 from rda.sync.tree import Entry
 from tests.fakes_remote import contents
 from tests.test_mirrors import MirrorCase, write
@@ -227,6 +229,72 @@ class TwoWayTests(ModeCase):
         names = [name for name, _ in self.host.connections[-1].operations[before:]]
         self.assertNotIn("read_at", names)
 
+    def edit_in_the_same_second(self, data: bytes) -> None:
+        """Edit a file there so that size and second stay."""
+        found = os.stat(self.there("d/f"))
+        with open(self.there("d/f"), "r+b") as file:
+            file.write(data)
+        os.utime(self.there("d/f"), (found.st_mtime, found.st_mtime))
+
+    def test_same_second_over_sftp(self) -> None:
+        """Where the host tells seconds only, files that have changed in the last one are compared by their content."""
+        self.edit_in_the_same_second(b"ORIGINAL")
+        self.flush()
+        self.assertEqual(contents(self.local)[b"d/f"][3], b"ORIGINAL")
+        self.edit_in_the_same_second(b"ANOTHER.")
+        self.clock.advance(2.1)
+        self.assertEqual(contents(self.local)[b"d/f"][3], b"ANOTHER.")
+        self.assert_same()
+        self.assertEqual(self.mirrors.status()[0].conflicts, ())
+
+    def test_same_second_on_both_sides(self) -> None:
+        """Such an edit is as good as any other: when both sides have edited, both versions are kept."""
+        self.edit_in_the_same_second(b"ORIGINAL")
+        write(self.path("d/f"), b"edited here")
+        self.settle()
+        here = contents(self.local)
+        self.assertEqual((here[b"d/f"][3], here[b"d/f.rda-conflict"][3]), (b"edited here", b"ORIGINAL"))
+
+    def test_compared_until_the_second_is_over(self) -> None:
+        """A file whose second is over is compared once more, and then believed."""
+
+        def read() -> int:
+            before = len(self.host.connections[-1].operations)
+            self.flush()
+            return [name for name, _ in self.host.connections[-1].operations[before:]].count("read_at")
+
+        self.assertGreater(read(), 0)
+        self.patch(RemoteTree, "now", lambda tree: self.later())
+        self.assertGreater(read(), 0)
+        self.assertEqual(read(), 0)
+
+    async def later(self) -> int:
+        """The remote clock, in a while."""
+        return int(time.time()) + 10
+
+    def test_compared_within_limits(self) -> None:
+        """A look compares so many bytes; what is left is compared by the next one."""
+        self.patch(racy, "BYTES", 1)
+        self.edit_in_the_same_second(b"ORIGINAL")
+        for _ in range(2):
+            self.flush()
+        self.patch(RemoteTree, "now", lambda tree: self.later())
+        for _ in range(3):
+            self.flush()
+        self.assertEqual(contents(self.local)[b"d/f"][3], b"ORIGINAL")
+
+    def test_no_clock(self) -> None:
+        """On a full disk there is no clock to be had; the rest goes on."""
+
+        def refuse(name: str, path: bytes) -> None:
+            if name == "open" and b"/stage/" in path:
+                raise OSError(28, "No space left on device")
+
+        self.host.connections[-1].refuse = refuse
+        self.write_there("d/f", b"changed there")
+        self.flush()
+        self.assertEqual(contents(self.local)[b"d/f"][3], b"changed there")
+
     def test_touched_and_edited_here(self) -> None:
         """A change of owner there is no edit: what is edited here meanwhile is no conflict."""
         self.let_commands_run()
@@ -245,9 +313,9 @@ class TwoWayTests(ModeCase):
         os.utime(self.there("d/f"), ns=(1_600_000_000_123_456_789,) * 2)
         self.flush()
         self.assertEqual(os.stat(self.path("d/f")).st_mtime_ns, 1_600_000_000_000_000_000)
-        before = len(self.host.connections[-1].operations)
+        before = os.stat(self.path("d/f")).st_ino
         self.flush()
-        self.assertNotIn("read_at", [name for name, _ in self.host.connections[-1].operations[before:]])
+        self.assertEqual(os.stat(self.path("d/f")).st_ino, before)
 
     def test_closed_directory(self) -> None:
         """A directory that a container keeps to itself is reported; nothing below it is taken for removed."""

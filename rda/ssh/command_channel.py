@@ -16,6 +16,9 @@ __all__ = ["CommandChannel"]
 #: Bytes kept of the end of a command's standard error, for the message of its failure.
 STDERR_TAIL = 4 * 1024
 
+#: Characters of a command that messages show.
+SHOWN = 60
+
 _UINT32 = struct.Struct(">L")
 
 
@@ -30,7 +33,8 @@ class CommandChannel(StreamChannel):
     awaits_exit = True
 
     def __init__(self, command: bytes, hint: str) -> None:
-        what = f"the command {command.decode('utf-8', 'replace')!r}"
+        first = command.partition(b"\n")[0].decode("utf-8", "replace")  # of a script, enough to tell it by
+        what = f"the command {first if len(first) <= SHOWN else first[:SHOWN] + '…'!r}"
         super().__init__(b"session", what, None, (b"exec", NS(command)), hint)
         self.exit_status: int | None = None
         self._signal = ""

@@ -135,6 +135,7 @@ def plan_two_way(
     suspects: Container[bytes] = (),
     intended: Mapping[bytes, Entry] | None = None,
     touched: Container[bytes] = (),
+    edited: Container[bytes] = (),
 ) -> TwoWay:
     """Reconcile both sides with what they agreed on last time.
 
@@ -143,8 +144,9 @@ def plan_two_way(
     :param suspects: changed here although their entries look unchanged.
     :param intended: what an interrupted pass was about to put there: ours as well, should it be there.
     :param touched: perhaps changed there although their entries look unchanged: fetched, unless they changed here too.
+    :param edited: known to be changed there, likewise.
     """
-    return _Reconciliation(known, here, there, suspects, intended or {}, touched).result()
+    return _Reconciliation(known, here, there, suspects, intended or {}, touched, edited).result()
 
 
 def check_pull(known: Mapping[bytes, Entry], pull: Pull) -> Halt | None:
@@ -168,9 +170,11 @@ class _Reconciliation:
         suspects: Container[bytes],
         intended: Mapping[bytes, Entry],
         touched: Container[bytes],
+        edited: Container[bytes],
     ) -> None:
         self._suspects = suspects
         self._touched = touched
+        self._edited = edited
         self._intended = intended
         self._known = known
         self._here = here.entries
@@ -231,6 +235,8 @@ class _Reconciliation:
         return entry is not None and entry.kind == Kind.DIRECTORY
 
     def _ours(self, path: bytes, old: Entry, other: Entry) -> bool:
+        if path in self._edited:
+            return False
         intended = self._intended.get(path)
         return alike(old, other) or (intended is not None and alike(intended, other))
 

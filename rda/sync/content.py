@@ -176,6 +176,28 @@ def _digests_of(descriptor: int) -> bytes:
     return b"".join(digests)
 
 
+def digests(root: bytes, files: Iterable[tuple[bytes, Entry]]) -> dict[bytes, bytes]:
+    """SHA-256 of those files that still are these versions."""
+    found = {}
+    for path, entry in files:
+        try:
+            descriptor = _open(root, path)
+        except OSError:
+            continue
+        try:
+            digest, offset = hashlib.sha256(), 0
+            while piece := read_piece(descriptor, offset, PIECE):
+                digest.update(piece)
+                offset += len(piece)
+            if unchanged(descriptor, entry):
+                found[path] = digest.digest()
+        except OSError:  # the next look will tell
+            continue
+        finally:
+            os.close(descriptor)
+    return found
+
+
 def back_again(root: bytes, paths: Iterable[bytes]) -> set[bytes]:
     """Which of these paths, found missing a moment ago, are there again.
 

@@ -33,6 +33,7 @@ from rda.sync.nested import Nested
 from rda.sync.owner import DEFAULT_OWNER, OwnerChoice
 from rda.sync.problems import Problems
 from rda.sync.progress import Transfer
+from rda.sync.racy import Racy
 from rda.sync.reconcile import Reconcile
 from rda.sync.remote import RemoteTree
 from rda.sync.remote_look import RemoteLook, RemoteView
@@ -495,7 +496,8 @@ class Mirror:
                 await self._tools.in_thread(pull.sweep, self._root)
             if self._mode != "one-way":
                 precise = self._mode == "mirror" or await self._tools.in_thread(pull.keeps_nanoseconds, self._root)
-                self._reconcile.view = RemoteView(self._tools.look, precise)
+                racy = Racy(self._root, self._tools.in_thread)
+                self._reconcile.view = RemoteView(self._tools.look, precise, racy)
             self._manifest.remember("kind", str(int(self.kind)))
         return self._manifest
 

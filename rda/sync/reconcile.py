@@ -18,7 +18,7 @@ from rda.sync.problems import Problems
 from rda.sync.progress import Transfer
 from rda.sync.pull import Fetch
 from rda.sync.remote import RemoteTree
-from rda.sync.remote_look import RemoteView
+from rda.sync.remote_look import RemoteView, Seen
 from rda.sync.sides import Sides
 from rda.sync.tree import RemoteSnapshot, Snapshot
 
@@ -72,18 +72,14 @@ class Reconcile:
         """
         suspects = await self._suspects(snapshot, manifest)
         back: both.TwoWay | None = None
-        there, view = RemoteSnapshot({}), self.view
+        seen, view = Seen(RemoteSnapshot({})), self.view
         if view is None or b"" not in snapshot.scope.trees:
             todo = plan.plan_one_way(manifest.entries, snapshot, suspects)
         else:
-            there, touched = await view.look(remote)
-            if self._mode == "mirror":
-                todo = both.plan_mirror(manifest.entries, snapshot, there, suspects, touched)
-            else:
-                back = both.plan_two_way(manifest.entries, snapshot, there, suspects, manifest.intended, touched)
-                todo = back.push
+            seen = await view.look(remote)
+            todo, back = self._compared(manifest, snapshot, seen, suspects)
         todo = self._nested.kept(self._held_back(todo, back, snapshot, manifest))
-        self._take_stock(snapshot, there)
+        self._take_stock(snapshot, seen.tree)
         self._count(todo, back)
         ours = {path for path, _ in todo.new_entries()}
         if view is not None:
@@ -100,8 +96,18 @@ class Reconcile:
         if self._ownership:
             ours |= await self._give(manifest, remote, ours | {path for path, _ in todo.adjust})
         if view is not None:
-            view.keep(there, ours, {*again, *self._problems.paths()})
+            await view.keep(seen.tree, ours, {*again, *self._problems.paths()}, manifest)
         return outcome
+
+    def _compared(
+        self, manifest: Manifest, snapshot: Snapshot, seen: Seen, suspects: set[bytes]
+    ) -> tuple[plan.Plan, both.TwoWay | None]:
+        """Compare both sides; the remote's half of the plan is there in two-way mode only."""
+        known, there = manifest.entries, seen.tree
+        if self._mode == "mirror":
+            return both.plan_mirror(known, snapshot, there, suspects, seen.touched | seen.edited), None
+        back = both.plan_two_way(known, snapshot, there, suspects, manifest.intended, seen.touched, seen.edited)
+        return back.push, back
 
     async def _suspects(self, snapshot: Snapshot, manifest: Manifest) -> set[bytes]:
         """Racily clean files whose content has changed although nothing else has."""

@@ -213,6 +213,19 @@ class RemoteTree:
         path = next(self._names)
         return path, await self.files.open(path, write=True, create=True)
 
+    async def now(self) -> int | None:
+        """The clock that stamps files there, whole seconds; None when nothing can be written there.
+
+        :raises LinkDown: the connection is lost.
+        """
+        try:
+            path, handle = await self._open_temporary()
+            found, *_ = await gather(self.files.handle_attributes(handle), self.files.close(handle))
+        except OSError:
+            return None
+        await self.discard(path)
+        return int(found.mtime)
+
     def temporary_name(self) -> bytes:
         """A path in the stage that nothing has."""
         return next(self._names)

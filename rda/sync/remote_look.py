@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
+from typing import NamedTuple
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from rda.deferreds import InThread, each
+from rda.deferreds import InThread, each, gather
 from rda.errors import ChannelRefused, CommandFailed, LinkDown
 from rda.interfaces import IRemoteHost
+from rda.sync.manifest import Manifest
+from rda.sync.racy import Racy
 from rda.sync.remote import KINDS, OPERATIONS_AT_ONCE, RemoteTree
 from rda.sync.tree import Entry, Kind, RemoteSnapshot, join
 
@@ -78,38 +82,66 @@ class RemoteLook:
         return None
 
 
+class Seen(NamedTuple):
+    """What one look has shown of a remote tree.
+
+    :ivar tree: everything.
+    :ivar touched: files that were touched since the last look, though they seem unchanged: edited, or given another
+        owner.
+    :ivar edited: files whose content has changed since, though they seem unchanged.
+    """
+
+    tree: RemoteSnapshot
+    touched: AbstractSet[bytes] = frozenset()
+    edited: AbstractSet[bytes] = frozenset()
+
+
 class RemoteView:
     """What looks at one remote tree have shown so far.
 
     :param precise: whether the local file system keeps times as precisely as those that are found.
+    :param racy: the files whose times, in seconds, do not show every change.
     """
 
-    def __init__(self, look: RemoteLook, precise: bool) -> None:
+    def __init__(self, look: RemoteLook, precise: bool, racy: Racy) -> None:
         self._look = look
         self._precise = precise
+        self._racy = racy
         self._before: dict[bytes, Entry] = {}
+        self._now: int | None = None
+        self._coarse = True  # until a look has shown that the host tells more than seconds
 
-    async def look(self, remote: RemoteTree) -> tuple[RemoteSnapshot, set[bytes]]:
-        """Look at everything; returns also which files were touched since the last look, if they seem unchanged.
+    async def look(self, remote: RemoteTree) -> Seen:
+        """Look at everything.
 
         :raises LinkDown: the connection is lost.
         """
-        found = await self._look.look(remote)
+        # Asked before the look: what is older by then cannot change unseen.
+        asked = Deferred.fromCoroutine(remote.now()) if self._coarse else succeed(None)
+        self._now, found = await gather(asked, Deferred.fromCoroutine(self._look.look(remote)))
         if not self._precise:
             found = found.in_seconds()
-        return found, found.touched_since(self._before)
+        self._coarse = not found.precise
+        if found.precise or self._now is None:
+            self._now = None
+            return Seen(found, found.touched_since(self._before))
+        return Seen(found, edited=await self._racy.edited(remote, found, self._now))
 
     def forget(self, paths: Iterable[bytes]) -> None:
         """These are about to be changed by us."""
         for path in paths:
             self._before.pop(path, None)
 
-    def keep(self, found: RemoteSnapshot, ours: Iterable[bytes], pending: Iterable[bytes]) -> None:
+    async def keep(
+        self, found: RemoteSnapshot, ours: Iterable[bytes], pending: Iterable[bytes], manifest: Manifest
+    ) -> None:
         """Everything that a look showed has been dealt with.
 
         :param ours: but these were changed by us since.
         :param pending: and these were not dealt with after all.
         """
+        if self._now is not None:
+            await self._racy.keep(found, ours, pending, manifest, self._now)
         before, self._before = self._before, dict(found.entries)
         self.forget(ours)
         for path in pending:

@@ -6,6 +6,7 @@ Whatever runs on the remote host ends with its standard input, so that a lost co
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
@@ -13,7 +14,7 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from rda.errors import RdaError
+from rda.errors import ChannelRefused, CommandFailed, RdaError
 from rda.interfaces import IRemoteHost
 
 #: Trees watched at once on one host: each holds one of the few commands that sshd lets run (MaxSessions), and with
@@ -62,8 +63,11 @@ while os.write(1, b"."):
 """
 _PYTHON = b'IFS= read -r top && cd "$top" && exec python3 -c \'' + _SCRIPT + b"'"
 
-#: In the order in which they are tried.
-COMMANDS = (_INOTIFYWAIT, _PYTHON)
+#: What is tried, in this order, by the name of the program that it needs.
+COMMANDS = {"inotifywait": _INOTIFYWAIT, "python3": _PYTHON}
+
+#: Exit status of a shell that cannot find a program.
+_NO_PROGRAM = 127
 
 
 class RemoteWatch:
@@ -111,7 +115,8 @@ class RemoteWatch:
         self._count.discard(self)
 
     async def _watch(self, top: bytes, connection: object) -> None:
-        for command in COMMANDS:
+        name = os.fsdecode(top)
+        for program, command in COMMANDS.items():
             listener = _Listener(top + b"\n", lambda: self._heard(connection))
             try:
                 await self._host.command(command).connect(Factory.forProtocol(lambda: listener))  # noqa: B023
@@ -121,10 +126,11 @@ class RemoteWatch:
                 self._running = listener
                 await listener.ended
             except RdaError as error:
-                self._log.info("no watch on {top}: {error}", top=top, error=error)
+                self._log.info("{top} is not watched with {program}: {why}", top=name, program=program, why=_why(error))
             if self._connection is not connection:
                 return
             self._running = None
+        self._log.info("changes to {top} on the remote host are found by looking every few seconds", top=name)
         self._ended()
         self._changed()
 
@@ -136,6 +142,17 @@ class RemoteWatch:
     def _broken(self, failure: Failure) -> None:
         self._log.failure("the watch on a remote tree failed", failure=failure)
         self._ended()
+
+
+def _why(error: RdaError) -> str:
+    """Why a watching command has ended, without the command itself, which is a whole script."""
+    if isinstance(error, ChannelRefused):
+        return "the remote host runs no commands"
+    if isinstance(error, CommandFailed):
+        if error.exit_status == _NO_PROGRAM:
+            return "the remote host has no such program"
+        return f"it ended, with status {error.exit_status}"
+    return str(error)
 
 
 class _Listener(Protocol):
