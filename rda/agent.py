@@ -13,12 +13,12 @@ from typing import Any
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred, succeed
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger, globalLogPublisher
 
 from rda.access.audit import Audit
 from rda.config import Config, Context
 from rda.context import ContextAgent
+from rda.deferreds import threads_of
 from rda.errors import ConfigError, RdaError
 from rda.pages.document import Process
 from rda.pages.logs import RecentLog
@@ -122,8 +122,7 @@ class Agent(MultiService):
         """Have the last calls noted: beside the reactor, as the disk may be slow."""
         if self.audit is None:
             return result
-        closing = deferToThreadPool(self._reactor, self._reactor.getThreadPool(), self.audit.stop)
-        return closing.addBoth(lambda _: result)
+        return threads_of(self._reactor)(self.audit.stop).addBoth(lambda _: result)
 
     def reload(self) -> None:
         """Read the configuration again and apply what is different in it."""

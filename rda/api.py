@@ -77,7 +77,8 @@ class DaemonAPI:
 
     def close(self) -> Deferred[None]:
         """Close the connections kept for later calls."""
-        return self._pool.closeCachedConnections()
+        closed: Deferred[None] = self._pool.closeCachedConnections()
+        return closed
 
     async def inspect_container(self, reference: str) -> dict[str, Any] | None:
         """Return a container's description by any spelling of its id or name; None when there is none."""

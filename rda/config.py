@@ -90,7 +90,7 @@ class Forward:
     """Ports of containers on the host's network that are forwarded without their asking.
 
     :ivar container: pattern of their names, with ``*`` and ``?``.
-    :ivar ports: as :func:`rda.docker.host_network.forwarded` reads them.
+    :ivar ports: as :func:`rda.docker.host_network.read_ports` reads them.
     """
 
     container: str

@@ -9,7 +9,6 @@ import secrets
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -18,7 +17,6 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, gatherResults, maybeDeferred, succeed
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.interfaces import IListeningPort, IStreamClientEndpoint
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -31,6 +29,7 @@ from rda.containers.calls import Containers
 from rda.containers.made_here import MadeHere
 from rda.containers.reconciler import Reconciler
 from rda.containers.waiting import Waiting
+from rda.deferreds import threads_of
 from rda.docker.binds import Rules, System
 from rda.docker.host_network import HostForwards, read_ports
 from rda.docker.sources import Sources
@@ -214,12 +213,12 @@ class ContextAgent(Service):
 
     def _gate(self, containers: Containers, owner: str, sources: Sources) -> Gate | None:
         """Who looks at every call; nobody, where there is nothing to look for."""
-        context, reactor, audit = self.context, self._reactor, self._surroundings.audit
+        context, audit = self.context, self._surroundings.audit
         if not context.access and audit is None:
             return None
         ownership = Ownership(self._api, self._reconciler.is_ours, owner)
-        in_thread = partial(deferToThreadPool, reactor, reactor.getThreadPool())
         sockets = tuple(filter(None, (urlsplit(context.docker).path,)))
+        in_thread = threads_of(self._reactor)
         return Gate(context.name, containers, context.access, self._api, ownership, sources, in_thread, sockets, audit)
 
     def _host_names(self) -> frozenset[str]:

@@ -4,18 +4,37 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 
-__all__ = ["InThread", "Waiters", "each", "follow", "gather"]
-
-#: Runs a blocking function with its arguments in a thread, and fires with its result.
-InThread = Callable[..., Deferred[Any]]
+__all__ = ["InThread", "Waiters", "each", "follow", "gather", "threads_of"]
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+_Arguments = ParamSpec("_Arguments")
+
+
+class InThread(Protocol):
+    """Runs a blocking function with its arguments in a thread, and fires with its result."""
+
+    def __call__(
+        self, function: Callable[_Arguments, _Result], /, *args: _Arguments.args, **kwargs: _Arguments.kwargs
+    ) -> Deferred[_Result]:
+        """Begin."""
+
+
+def threads_of(reactor: Any) -> InThread:
+    """Return what runs functions in the thread pool of a reactor."""
+
+    def run(
+        function: Callable[_Arguments, _Result], /, *args: _Arguments.args, **kwargs: _Arguments.kwargs
+    ) -> Deferred[_Result]:
+        return deferToThreadPool(reactor, reactor.getThreadPool(), function, *args, **kwargs)
+
+    return run
 
 
 async def each(items: Iterable[_Item], limit: int, work: Callable[[_Item], Awaitable[None]]) -> None:

@@ -1,4 +1,4 @@
-"""rda.docker.host_network: which ports of containers on the host's network are forwarded."""
+"""rda.docker.host_network: which ports of containers on the host's network are read_port."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from rda.docker import host_network as module
 from rda.docker import rewrite
-from rda.docker.host_network import FORWARD_LABEL, HostForwards, forwarded, read_ports
+from rda.docker.host_network import FORWARD_LABEL, HostForwards, read_port, read_ports
 from rda.docker.ports import Listener, Published
+from rda.docker.request import find_request
 from rda.errors import BadRequest
 
 
@@ -26,7 +27,7 @@ class SpecTests(SynchronousTestCase):
             ("127.0.0.1::8080", Published(8080, "tcp", "127.0.0.1", 8080, 8080)),
             ("[::1]:18080:8080/udp", Published(8080, "udp", "::1", 18080, 18080)),
         ):
-            self.assertEqual(forwarded(spec), port, spec)
+            self.assertEqual(read_port(spec), port, spec)
 
     def test_refused(self) -> None:
         """What is no port is refused in words."""
@@ -43,7 +44,7 @@ class SpecTests(SynchronousTestCase):
             "5-3:80",
             "80;",
         ):
-            self.assertRaises(BadRequest, forwarded, spec)
+            self.assertRaises(BadRequest, read_port, spec)
 
     def test_lists(self) -> None:
         """Each port counts once, and there are so many at most."""
@@ -70,7 +71,7 @@ class DocumentTests(SynchronousTestCase):
         sent, warnings = self.outward("18080:8080, 9000/udp")
         self.assertEqual((sent["Labels"][FORWARD_LABEL], warnings), ("18080:8080, 9000/udp", ()))
         self.assertNotIn("PortBindings", sent["HostConfig"])
-        request = rewrite.find_request(sent["Labels"])
+        request = find_request(sent["Labels"])
         assert request is not None
         self.assertEqual([port.key for port in request.ports], ["8080/tcp", "9000/udp"])
         self.assertEqual(request.remote_ports({}, request.ports), {"8080/tcp": 8080, "9000/udp": 9000})
@@ -83,7 +84,7 @@ class DocumentTests(SynchronousTestCase):
         """In any other network the label has no effect, and the answer says so."""
         sent, (warning,) = self.outward("8080", "bridge")
         self.assertIn("Publish the ports instead", warning)
-        request = rewrite.find_request(sent["Labels"])
+        request = find_request(sent["Labels"])
         assert request is not None
         self.assertEqual(request.ports, ())
 

@@ -15,8 +15,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from rda.docker import rewrite
 from rda.docker.binds import Form, Rules, container_binds
 from rda.docker.document import parse, serialise
+from rda.docker.listing import outward_filters
 from rda.docker.ports import Listener, Listeners, Published
-from rda.docker.rewrite import OWNER_LABEL, REQUEST_LABEL, Request
+from rda.docker.request import OWNER_LABEL, REQUEST_LABEL, Request, find_request, is_labelled, request_of
 from rda.errors import BadRequest, Refused
 
 DATA = Path(__file__).parent / "data"
@@ -42,7 +43,7 @@ LOCAL: Listeners = {
 
 def mine(container: Mapping[str, object]) -> bool:
     """Whether a container is ours: here, labels are enough."""
-    return rewrite.claims(container, OWNER)
+    return is_labelled(container, OWNER)
 
 
 def load(name: str) -> Any:
@@ -93,7 +94,7 @@ class OutwardTests(SynchronousTestCase):
         sent = outward({"Image": "x", "HostConfig": {"VolumesFrom": ["donor:ro"]}}, inherited=[donor])
         self.assertEqual(sent["HostConfig"], {"VolumesFrom": ["donor:ro"]})
         shown = {**inspected(sent), "Mounts": [{"Type": "bind", "Source": "/mirror/src", "Destination": "/app"}]}
-        self.assertEqual(rewrite.request_of(shown).sources, ("/src",))
+        self.assertEqual(request_of(shown).sources, ("/src",))
         self.assertEqual(rewrite.inward_inspect(shown, mine, None)["Mounts"][0]["Source"], "/src")
 
     def test_minimal(self) -> None:
@@ -126,7 +127,7 @@ class OutwardTests(SynchronousTestCase):
             sent["HostConfig"]["Binds"],  # type: ignore[index]
             ["/proc:/p", "/run/user/1000/docker.sock:/d", MIRRORS + "4be1:/a"],
         )
-        self.assertEqual(rewrite.request_of(inspected(sent)).sources, ("/srv/app/src",))
+        self.assertEqual(request_of(inspected(sent)).sources, ("/srv/app/src",))
 
     def test_windows(self) -> None:
         """A Windows source goes out as its place, and comes back as it was written."""
@@ -142,7 +143,7 @@ class OutwardTests(SynchronousTestCase):
         sent = outward(document, exposed=["81", "53/udp"])
         self.assertIs(sent["HostConfig"]["PublishAllPorts"], False)
         self.assertEqual(sorted(sent["HostConfig"]["PortBindings"]), ["53/udp", "80/tcp", "81"])
-        request = rewrite.request_of(inspected(sent))
+        request = request_of(inspected(sent))
         self.assertEqual(request.ports, (Published(53, "udp"), Published(80, "tcp"), Published(81, "tcp")))
 
     def test_remote_binding_only(self) -> None:
@@ -164,7 +165,7 @@ class OutwardTests(SynchronousTestCase):
             document = {"HostConfig": {"NetworkMode": mode, "PortBindings": bindings}}
             self.assertEqual(rewrite.wanted(document).ports, ())
             sent, warnings = rewrite.outward(document, {}, OWNER, NONCE)
-            self.assertEqual(rewrite.request_of(inspected(sent)).ports, ())
+            self.assertEqual(request_of(inspected(sent)).ports, ())
             self.assertEqual(bool(warnings), mode == "host")
             self.assertEqual(sent["HostConfig"]["PortBindings"] == bindings, mode == "container:web")  # type: ignore[index]
 
@@ -277,9 +278,9 @@ class InwardTests(SynchronousTestCase):
     def test_list_filtered(self) -> None:
         """The filters that were held back match what the user sees."""
         for publish, count in (("18080", 1), ("32769", 0)):
-            _, rest = rewrite.outward_filters((("filters", json.dumps({"publish": [publish]})),))
+            _, rest = outward_filters((("filters", json.dumps({"publish": [publish]})),))
             self.assertEqual(len(rewrite.inward_list(load("list_remote"), mine, lambda _: LOCAL, rest)), count)
-        _, rest = rewrite.outward_filters((("filters", '{"volume":["/srv/app/logs"]}'),))
+        _, rest = outward_filters((("filters", '{"volume":["/srv/app/logs"]}'),))
         self.assertEqual(len(rewrite.inward_list(load("list_remote"), mine, lambda _: LOCAL, rest)), 1)
 
     def test_disk_usage(self) -> None:
@@ -395,7 +396,7 @@ class LawTests(SynchronousTestCase):
             host.setdefault("PortBindings", {})  # as the daemon shows none
         self.assertEqual(shown, expected)
         self.assertEqual(list(shown["HostConfig"]), list(expected["HostConfig"]))  # type: ignore[call-overload]
-        request = rewrite.request_of(inspected(sent))
+        request = request_of(inspected(sent))
         self.assertEqual(request.ports, rewrite.wanted(document).ports)
         self.assertEqual(set(request.sources), set(places))
         for bind in container_binds(sent):
@@ -415,8 +416,8 @@ class OwnershipTests(SynchronousTestCase):
 
     def test_of_others(self) -> None:
         """Containers of other owners, or with labels that we do not understand, are not ours."""
-        self.assertTrue(rewrite.claims(self.container(), OWNER))
-        self.assertFalse(rewrite.claims(self.container(), "another"))
+        self.assertTrue(is_labelled(self.container(), OWNER))
+        self.assertFalse(is_labelled(self.container(), "another"))
         for label in (
             "",
             "x",
@@ -428,16 +429,16 @@ class OwnershipTests(SynchronousTestCase):
             "{" * 5000,
         ):
             container = self.container(**{REQUEST_LABEL: label})
-            self.assertFalse(rewrite.claims(container, OWNER), label)
-            self.assertRaises(BadRequest, rewrite.request_of, container)
-        self.assertIsNone(rewrite.owner_of({"Labels": {OWNER_LABEL: 1}}))
+            self.assertFalse(is_labelled(container, OWNER), label)
+            self.assertRaises(BadRequest, request_of, container)
+        self.assertFalse(is_labelled({"Labels": {OWNER_LABEL: 1}}, OWNER))
 
     def test_label(self) -> None:
         """A request survives its label."""
         request = Request(
             "n", {"80": [{"HostPort": "1"}]}, True, ("81/tcp",), {"b0": "/a:/b"}, {"/m": "/a"}, ("/a",), "bridge"
         )
-        self.assertEqual(rewrite.find_request({REQUEST_LABEL: request.label()}), request)
+        self.assertEqual(find_request({REQUEST_LABEL: request.label()}), request)
 
 
 class ServiceTests(SynchronousTestCase):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, cast
@@ -24,9 +24,9 @@ from rda.access.policy import LIMITS, Facts, Policy, judge, refused
 from rda.access.policy_config import Access
 from rda.access.quotas import Quotas
 from rda.api import DaemonAPI
+from rda.deferreds import InThread
 from rda.docker import binds, owned, rewrite
-from rda.docker import claims as claims_module
-from rda.docker.claims import Claim, Kind
+from rda.docker.claims import Claim, Kind, volume_claims
 from rda.docker.document import object_of
 from rda.docker.endpoints import JUDGED, canonical_body, claims_of
 from rda.docker.labels import check_labels
@@ -87,7 +87,7 @@ class Gate:
         api: DaemonAPI,
         ownership: Ownership,
         sources: Sources,
-        in_thread: Callable[..., Deferred[Any]],
+        in_thread: InThread,
         sockets: tuple[str, ...] = (),
         audit: Audit | None = None,
     ) -> None:
@@ -199,7 +199,7 @@ class Gate:
         reals = await self._real_paths(found)
         foreign = frozenset(name for name, one in others.items() if self._ownership.is_foreign(one))
         there = await self._volumes_there(call, document)
-        claims = (*claims, *(claim for volume in there for claim in claims_module.volume_claims(volume)))
+        claims = (*claims, *(claim for volume in there for claim in volume_claims(volume)))
         facts = await self._facts(call, document, claims, found, reals, foreign)
         facts = replace(facts, remote=(*facts.remote, *owned.bound_paths(there)))
         self._judge(call, facts, claims)
@@ -313,8 +313,7 @@ class Gate:
         group = call.route.name.partition(" ")[0]
         reference = call.ref
         if call.route.name == "container commit":
-            container = next((value for name, value in call.query if name == "container"), "")
-            id_ = self._noted(call, await self._ownership.container(container, user))
+            id_ = self._noted(call, await self._ownership.container(call.first("container"), user))
             rest = [pair for pair in call.query if pair[0] != "container"]
             return replace(call, query=(*rest, ("container", id_)))
         if reference is None:

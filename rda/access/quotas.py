@@ -6,12 +6,10 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
-
-from twisted.internet.defer import Deferred
 
 from rda.access.policy import Facts, Policy
 from rda.api import DaemonAPI
+from rda.deferreds import InThread
 from rda.docker.owned import marked
 from rda.docker.request import find_request, labels_of
 
@@ -34,7 +32,7 @@ class Quotas:
         api: DaemonAPI,
         owner: str,
         has: Callable[[Mapping[str, object], str], bool],
-        in_thread: Callable[..., Deferred[Any]],
+        in_thread: InThread,
     ) -> None:
         self._api = api
         self._owner = owner

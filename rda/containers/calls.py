@@ -24,6 +24,7 @@ from rda.deferreds import gather
 from rda.docker import labels, rewrite
 from rda.docker.binds import Form, volume_source
 from rda.docker.host_network import HostForwards
+from rda.docker.listing import ListFilter, outward_filters
 from rda.docker.ports import Published
 from rda.docker.request import USER_LABEL, labels_of
 from rda.docker.routes import Call, Outgoing
@@ -394,8 +395,7 @@ class Containers:
     async def _flush_commit(self, call: Call, body: _Document) -> Outgoing:
         """Let the image have the mounts as they are, and not the labels that are the container's alone."""
         labels.check_label_changes(call.query)
-        reference = dict(call.query).get("container", "")
-        owned, description = await self._resolve(replace(call, ref=reference))
+        owned, description = await self._resolve(replace(call, ref=call.first("container")))
         await self._flush(owned)
         return Outgoing(query=(*call.query, *labels.unlabelled(description or {})))
 
@@ -420,14 +420,14 @@ class Containers:
     # lists and descriptions
 
     async def _list(self, call: Call, body: _Document) -> Outgoing:
-        query, filters = rewrite.outward_filters(call.query)
+        query, filters = outward_filters(call.query)
         return Outgoing(query=query, memo=filters)
 
     async def _listed(self, call: Call, sent: Outgoing, status: int, body: Any) -> Any:
         if status != 200 or not isinstance(body, list):
             return body
         return rewrite.inward_list(
-            body, self._reconciler.is_ours, self._forwards.local, cast("rewrite.ListFilter", sent.memo)
+            body, self._reconciler.is_ours, self._forwards.local, cast("ListFilter | None", sent.memo)
         )
 
     async def _inspected(self, call: Call, sent: Outgoing, status: int, body: Any) -> Any:
@@ -468,7 +468,7 @@ class Containers:
 
 def _asked_name(call: Call) -> str:
     """The name that a create gives its container, "" when the daemon is to choose one."""
-    return dict(reversed(call.query)).get("name", "").lstrip("/")
+    return call.first("name").lstrip("/")
 
 
 def _is_inside(path: str, other: str) -> bool:

@@ -21,9 +21,9 @@ from twisted.python.failure import Failure
 from rda.api import DaemonAPI
 from rda.containers.made_here import MadeHere
 from rda.deferreds import Waiters
-from rda.docker import rewrite
 from rda.docker.host_network import HostForwards
 from rda.docker.ports import Published
+from rda.docker.request import OWNER_LABEL, Request, is_labelled, request_of
 from rda.errors import RdaError
 from rda.ports.forwards import Forwards
 from rda.status import Problem
@@ -58,7 +58,7 @@ class Owned:
     id: str
     name: str
     running: bool
-    request: rewrite.Request
+    request: Request
     ports: tuple[Published, ...] = ()
     sources: tuple[str, ...] = ()
 
@@ -81,7 +81,7 @@ class Reconciler(Service):
         forwards: Forwards,
         mirrors: Mirrors,
         owner: str,
-        mirrored: Callable[[rewrite.Request], tuple[str, ...]],
+        mirrored: Callable[[Request], tuple[str, ...]],
         made_here: MadeHere | None = None,
         host_forwards: HostForwards | None = None,
     ) -> None:
@@ -155,7 +155,7 @@ class Reconciler(Service):
             container = attributes.get("container", "")
             if container in self._owned:
                 self._look_in_background(container)
-        elif attributes.get(rewrite.OWNER_LABEL) == self._owner or actor.get("ID") in self._owned:
+        elif attributes.get(OWNER_LABEL) == self._owner or actor.get("ID") in self._owned:
             self._look_in_background(str(actor.get("ID", "")))
 
     def _look_in_background(self, container: str) -> None:
@@ -172,7 +172,7 @@ class Reconciler(Service):
 
     async def look_at_all(self) -> None:
         """Look at every container of this context, and forget those that are gone."""
-        listed = await self._api.list_containers([f"{rewrite.OWNER_LABEL}={self._owner}"])
+        listed = await self._api.list_containers([f"{OWNER_LABEL}={self._owner}"])
         found = {str(item["Id"]) for item in listed}
         at_once = DeferredSemaphore(LOOKS_AT_ONCE)
         looks = [at_once.run(self.look, container) for container in found | self._owned.keys()]
@@ -289,15 +289,15 @@ class Reconciler(Service):
 
         :param container: its inspect document, or its entry in a list.
         """
-        if not rewrite.claims(container, self._owner):
+        if not is_labelled(container, self._owner):
             return False
-        return self.made_here.holds(str(container.get("Id", "")), rewrite.request_of(container).nonce)
+        return self.made_here.holds(str(container.get("Id", "")), request_of(container).nonce)
 
     def owned(self, description: Mapping[str, Any]) -> Owned | None:
         """Return a container as ours, or None when this context did not make it."""
         if not self.is_ours(description):
             return None
-        request = rewrite.request_of(description)
+        request = request_of(description)
         name = str(description.get("Name", "")).lstrip("/")
         configured = self._host_forwards.of(name) if request.on_host_network else ()
         return Owned(

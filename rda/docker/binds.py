@@ -57,7 +57,7 @@ class System(Enum):
 
 
 class Form(Enum):
-    """Form in a document a bind is written."""
+    """In which form a document writes a bind."""
 
     BINDS = auto()  # HostConfig.Binds[index]
     MOUNTS = auto()  # Mounts[index], Type bind

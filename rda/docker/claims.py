@@ -122,8 +122,8 @@ _NAMESPACE_NAMES = {
     "CgroupnsMode": "cgroup",
 }
 
-#: Networks that every daemon has, beside "host".
-BUILT_IN_NETWORKS = ("", "default", "bridge", "none")
+#: Network modes that reach no network of anybody's: the daemon's own, and none.
+_HARMLESS_NETWORKS = ("", "default", "bridge", "none")
 
 #: Words among a mount's options that make of it something else than it seems.
 _BINDING = frozenset(("bind", "rbind"))
@@ -237,7 +237,7 @@ def network_claim(name: str, where: str) -> Iterator[Claim]:
     """Claim a network by name or id; whoever resolves it sees whether it is the host's after all."""
     if name == "host":
         yield Claim(Kind.HOST_NAMESPACE, "network", where)
-    elif name not in BUILT_IN_NETWORKS:
+    elif name not in _HARMLESS_NETWORKS:
         yield Claim(Kind.NETWORK, name, where)
 
 

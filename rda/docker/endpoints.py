@@ -29,7 +29,7 @@ from rda.docker.schemas import (
 )
 from rda.errors import BadRequest
 
-__all__ = ["ENDPOINTS", "JUDGED", "UNKNOWN", "canonical_body", "claims_of", "first"]
+__all__ = ["ENDPOINTS", "JUDGED", "UNKNOWN", "canonical_body", "claims_of"]
 
 #: The route of what is no endpoint that rda knows.
 UNKNOWN = replace(RELAYED, name="unknown", asks=True)
@@ -143,12 +143,13 @@ config remove         | DELETE /configs/{ref} |
 config update         | POST /configs/{ref}/update |
 """
 
+_DESCRIBED = {(route.method, route.pattern): route for route in map(_route, _MORE.strip().splitlines())}
 _LISTED = {(route.method, route.pattern): route for route in ROUTES}
 
 
 def _merged(route: Route) -> Route:
     """Put what is said here of an endpoint together with what ROUTES says of it."""
-    listed = _LISTED.pop((route.method, route.pattern), route)
+    listed = _LISTED.get((route.method, route.pattern), route)
     body = route.body if listed.body is RequestBody.STREAM else listed.body
     answer = route.answer if Answer.DOCUMENT is route.answer or listed.answer is Answer.STREAM else listed.answer
     return replace(listed, body=body, answer=answer, asks=True)
@@ -156,8 +157,8 @@ def _merged(route: Route) -> Route:
 
 #: The whole API. Every route asks. (checkpoint remove comes before container remove, whose reference spans slashes.)
 ENDPOINTS: tuple[Route, ...] = (
-    *(_merged(_route(line)) for line in _MORE.strip().splitlines()),
-    *(replace(route, asks=True) for route in ROUTES if (route.method, route.pattern) in _LISTED),
+    *map(_merged, _DESCRIBED.values()),
+    *(replace(route, asks=True) for place, route in _LISTED.items() if place not in _DESCRIBED),
 )
 
 #: For :func:`rda.docker.routes.match`.
@@ -186,11 +187,6 @@ def canonical_body(call: Call, body: Mapping[str, object]) -> dict[str, object]:
     return canonical(dict(body), schema) if schema is not None else dict(body)
 
 
-def first(call: Call, name: str) -> str:
-    """Return a parameter of the query as the daemon reads it: the first of those that have the name, or ""."""
-    return next((value for key, value in call.query if key == name), "")
-
-
 def claims_of(call: Call, document: Mapping[str, object]) -> Iterator[Claim]:
     """Find what a call reaches for, in its query and in its canonical document.
 
@@ -201,17 +197,6 @@ def claims_of(call: Call, document: Mapping[str, object]) -> Iterator[Claim]:
     if (ask := _QUERIES.get(call.route.name)) is not None:
         yield from ask(call)
     yield from _whole_groups(call)
-
-
-_DOCUMENTS: dict[str, Callable[[Mapping[str, object]], Iterator[Claim]]] = {
-    "container create": claims.create_claims,
-    "container update": lambda document: claims.host_config_claims(document, ""),
-    "exec create": claims.exec_claims,
-    "network create": claims.network_claims,
-    "service create": claims.service_claims,
-    "service update": claims.service_claims,
-    "volume create": claims.volume_claims,
-}
 
 
 #: Reads are no better than changes: ``GET /swarm`` has the tokens with which a host becomes a manager.
@@ -228,7 +213,7 @@ def _whole_groups(call: Call) -> Iterator[Claim]:
         yield Claim(Kind.SWARM, "swarm", call.path)
     elif group == "grpc":
         yield Claim(Kind.BUILDKIT, "BuildKit's own API", call.path)
-    elif group == "checkpoint" or first(call, "checkpoint") or first(call, "checkpoint-dir"):
+    elif group == "checkpoint" or call.first("checkpoint") or call.first("checkpoint-dir"):
         yield Claim(Kind.CHECKPOINTS, "checkpoints", call.path)
 
 
@@ -238,15 +223,15 @@ def _image(name: str, tag: str = "") -> str:
 
 
 def _pull(call: Call) -> Iterator[Claim]:
-    if name := first(call, "fromImage"):
-        yield Claim(Kind.IMAGE, _image(name, first(call, "tag")), "fromImage")
+    if name := call.first("fromImage"):
+        yield Claim(Kind.IMAGE, _image(name, call.first("tag")), "fromImage")
         yield Claim(Kind.REGISTRY, Image.parse(name).registry, "fromImage")
-    if source := first(call, "fromSrc"):
+    if source := call.first("fromSrc"):
         yield Claim(Kind.MADE_IMAGE, "an imported image", "fromSrc")
         if source != "-":
             yield Claim(Kind.BUILD_REMOTE, _host(source), "fromSrc")
-    if repository := first(call, "repo"):
-        yield Claim(Kind.IMAGE, _image(repository, first(call, "tag")), "repo")
+    if repository := call.first("repo"):
+        yield Claim(Kind.IMAGE, _image(repository, call.first("tag")), "repo")
 
 
 def _host(address: str) -> str:
@@ -291,17 +276,17 @@ def _json(value: str, name: str) -> object:
 
 def _commit(call: Call) -> Iterator[Claim]:
     yield Claim(Kind.MADE_IMAGE, "a committed image", "commit")
-    if repository := first(call, "repo"):
-        yield Claim(Kind.IMAGE, _image(repository, first(call, "tag")), "repo")
+    if repository := call.first("repo"):
+        yield Claim(Kind.IMAGE, _image(repository, call.first("tag")), "repo")
 
 
 def _tag(call: Call) -> Iterator[Claim]:
     yield Claim(Kind.MADE_IMAGE, "a tag", "tag")
-    yield Claim(Kind.IMAGE, _image(first(call, "repo"), first(call, "tag")), "repo")
+    yield Claim(Kind.IMAGE, _image(call.first("repo"), call.first("tag")), "repo")
 
 
 def _push(call: Call) -> Iterator[Claim]:
-    yield Claim(Kind.IMAGE, _image(call.ref or "", first(call, "tag")), "push")
+    yield Claim(Kind.IMAGE, _image(call.ref or "", call.first("tag")), "push")
     yield Claim(Kind.REGISTRY, Image.parse(call.ref or "").registry, "push")
 
 
@@ -310,7 +295,7 @@ def _distribution(call: Call) -> Iterator[Claim]:
 
 
 def _search(call: Call) -> Iterator[Claim]:
-    term = first(call, "term")
+    term = call.first("term")
     yield Claim(Kind.REGISTRY, Image.parse(term).registry, "term")
 
 
@@ -342,4 +327,16 @@ def _login(document: Mapping[str, object]) -> Iterator[Claim]:
     yield Claim(Kind.REGISTRY, registry_of(text_of(document.get("serveraddress"), "serveraddress")), "serveraddress")
 
 
-_DOCUMENTS |= {"network connect": _connect, "network disconnect": _connect, "login": _login}
+#: What is in the document.
+_DOCUMENTS: dict[str, Callable[[Mapping[str, object]], Iterator[Claim]]] = {
+    "container create": claims.create_claims,
+    "container update": lambda document: claims.host_config_claims(document, ""),
+    "exec create": claims.exec_claims,
+    "login": _login,
+    "network connect": _connect,
+    "network create": claims.network_claims,
+    "network disconnect": _connect,
+    "service create": claims.service_claims,
+    "service update": claims.service_claims,
+    "volume create": claims.volume_claims,
+}

@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from rda.docker.ports import Published, binding, port_key
 from rda.errors import BadRequest
 
-__all__ = ["FORWARD_LABEL", "HostForwards", "forwarded", "read_ports"]
+__all__ = ["FORWARD_LABEL", "HostForwards", "read_port", "read_ports"]
 
 #: The one label with rda's prefix that clients write, and see again.
 FORWARD_LABEL = "io.rda.forward"
@@ -29,7 +29,7 @@ _SPEC = re.compile(
 )
 
 
-def forwarded(spec: str) -> Published:
+def read_port(spec: str) -> Published:
     """Read one port to forward.
 
     :raises BadRequest: it is none.
@@ -48,7 +48,7 @@ def read_ports(specs: Iterable[str]) -> tuple[Published, ...]:
 
     :raises BadRequest: one is none, or there are more than :data:`MAX_NAMED`.
     """
-    found = tuple(dict.fromkeys(forwarded(spec) for spec in specs if spec.strip()))
+    found = tuple(dict.fromkeys(read_port(spec) for spec in specs if spec.strip()))
     if len(found) > MAX_NAMED:
         raise BadRequest(f"more than {MAX_NAMED} ports to forward")
     return found

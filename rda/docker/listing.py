@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rda.docker.document import object_of, parse_any, serialise
+from rda.docker.routes import Query
 from rda.errors import RdaError
 
 __all__ = ["ListFilter", "outward_filters"]
@@ -22,8 +23,6 @@ __all__ = ["ListFilter", "outward_filters"]
 _OURS = ("publish", "expose", "volume")
 
 _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?(?:/([a-z]*))?")
-
-Query = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 from rda.docker.binds import volume_source
 from rda.docker.document import object_of, objects, parse_any, serialise, text_list, text_of
 from rda.docker.request import OWNER_LABEL, USER_LABEL, hidden, labels_of
-from rda.docker.routes import Call
+from rda.docker.routes import Call, Query
 from rda.errors import BadRequest, RdaError
 
 __all__ = [
@@ -42,8 +42,6 @@ _IDS = re.compile(r"\b[0-9a-f]{64}\b|(?<=container )[0-9a-f]{12}\b")
 
 #: Where a create document names other containers by their whole text.
 _MODES = ("NetworkMode", "PidMode", "IpcMode", "Cgroup")
-
-Query = tuple[tuple[str, str], ...]
 
 
 def marked(owner: str, user: str) -> dict[str, object]:

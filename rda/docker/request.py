@@ -20,12 +20,11 @@ __all__ = [
     "REQUEST_LABEL",
     "USER_LABEL",
     "Request",
-    "claims",
     "find_request",
     "hidden",
+    "is_labelled",
     "is_ours",
     "labels_of",
-    "owner_of",
     "publishes",
     "request_of",
 ]
@@ -155,7 +154,7 @@ def _texts(value: object) -> dict[str, str]:
 
 
 def request_of(container: Mapping[str, object]) -> Request:
-    """Return what the user asked for with a container that :func:`claims` to be ours.
+    """Return what the user asked for with a container that :func:`is_labelled` as ours.
 
     :raises BadRequest: it does not say.
     """
@@ -165,18 +164,15 @@ def request_of(container: Mapping[str, object]) -> Request:
     return request
 
 
-def owner_of(document: Mapping[str, object]) -> str | None:
-    """Return whose label a container (inspect document or list entry) or volume carries."""
-    owner = labels_of(document).get(OWNER_LABEL)
-    return owner if isinstance(owner, str) else None
-
-
-def claims(container: Mapping[str, object], owner: str) -> bool:
+def is_labelled(container: Mapping[str, object], owner: str) -> bool:
     """Return whether a container's labels say that ``owner`` made it.
 
     That counts only where :class:`rda.containers.made_here.MadeHere` holds the container too: labels can be copied.
+
+    :param container: its inspect document, or its entry in a list.
     """
-    return owner_of(container) == owner and find_request(labels_of(container)) is not None
+    labels = labels_of(container)
+    return labels.get(OWNER_LABEL) == owner and find_request(labels) is not None
 
 
 def hidden(labels: Mapping[str, object]) -> dict[str, object]:

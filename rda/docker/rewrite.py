@@ -26,17 +26,14 @@ from rda.docker.binds import (
 from rda.docker.document import canonical, fold, object_of, objects, text_list, text_of
 from rda.docker.host_network import FORWARD_LABEL, read_ports
 from rda.docker.labels import check_labels, with_labels_shown
-from rda.docker.listing import ListFilter, outward_filters
+from rda.docker.listing import ListFilter
 from rda.docker.ports import Listeners, Published, normal_key, port_key, requested, shown_addresses
 from rda.docker.request import (
-    LABEL_PREFIX,
     OWNER_LABEL,
     REQUEST_LABEL,
     Request,
-    claims,
     find_request,
     hidden,
-    owner_of,
     publishes,
     request_of,
 )
@@ -45,19 +42,12 @@ from rda.errors import Refused
 
 __all__ = [
     "HOST_NAME",
-    "LABEL_PREFIX",
-    "OWNER_LABEL",
-    "REQUEST_LABEL",
-    "ListFilter",
     "Mine",
-    "Request",
     "Wanted",
     "can_reach_host",
     "canonical_create",
     "canonical_volume",
     "check_service",
-    "claims",
-    "find_request",
     "inward_disk_usage",
     "inward_error",
     "inward_event",
@@ -68,10 +58,7 @@ __all__ = [
     "inward_volume",
     "inward_volumes",
     "outward",
-    "outward_filters",
     "outward_volume",
-    "owner_of",
-    "request_of",
     "wanted",
     "with_sources",
 ]

@@ -29,6 +29,7 @@ __all__ = [
     "Call",
     "Note",
     "Outgoing",
+    "Query",
     "RequestBody",
     "Route",
     "Table",
@@ -86,13 +87,16 @@ class Note:
     container: str = ""
 
 
+#: The parameters of a query: decoded names and values, in order.
+Query = tuple[tuple[str, str], ...]
+
+
 @dataclass(frozen=True)
 class Call:
     """One request, after its path has been brought to normal form.
 
     :ivar path: without version and query: decoded, one slash between segments, e.g. ``/containers/web/start``.
     :ivar version: ``1.45`` of ``/v1.45/…``, or None for an unversioned path.
-    :ivar query: decoded name-value pairs, in order.
     :ivar ref: the name or id in the path, or None.
     :ivar verbatim: the target as it came, where it may be sent on as it is: its path is normal already, and nothing
         was decided by its query. Else None.
@@ -104,11 +108,15 @@ class Call:
     method: bytes
     path: str
     version: str | None
-    query: tuple[tuple[str, str], ...] = ()
+    query: Query = ()
     ref: str | None = None
     verbatim: bytes | None = field(default=None, compare=False)
     caller: Caller = field(default=UNPROVED, compare=False)
     note: Note | None = field(default=None, compare=False)
+
+    def first(self, name: str) -> str:
+        """Return a parameter of the query as the daemon reads it: the first of those that have the name, or ""."""
+        return next((value for key, value in self.query if key == name), "")
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,7 @@ class Outgoing:
     :ivar memo: whatever the rewriter wants back in ``answered`` and ``aborted``; nobody else looks at it.
     """
 
-    query: tuple[tuple[str, str], ...] | None = None
+    query: Query | None = None
     path: str | None = None
     body: dict[str, object] | None = None
     memo: object = field(default=None, compare=False)
@@ -320,7 +328,7 @@ def _split_version(path: str) -> tuple[str | None, str]:
     return f"{version[0]}.{version[1]}", "/" + rest
 
 
-def _parse_query(raw: bytes) -> tuple[tuple[str, str], ...]:
+def _parse_query(raw: bytes) -> Query:
     """Read a query as Go's url.ParseQuery does, and refuse what it would drop."""
     if b";" in raw:
         raise BadRequest("the query of the request target holds a semicolon; encode it as %3B")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.iweb import IRequest
@@ -18,6 +18,9 @@ from rda.pages.live import StatusEvents
 from rda.pages.logs import LogEvents, LogLines, RecentLog
 from rda.pages.resource import Nothing, OwnResource, is_guest
 from rda.status import ContextStatus
+
+if TYPE_CHECKING:
+    from rda.pages.metrics import Metrics
 
 __all__ = ["Pages"]
 
@@ -76,7 +79,7 @@ class Pages(Resource):
 
     def render_GET(self, request: Any) -> bytes:
         """Lead from ``/_rda`` to the page."""
-        return Redirect(b"/_rda/").render(request)
+        return bytes(Redirect(b"/_rda/").render(request))
 
     def getChild(self, path: bytes, request: IRequest) -> Resource:
         """Answer for any other path that there is nothing."""
@@ -131,7 +134,7 @@ class _Metrics(OwnResource):
     def __init__(self, status: Status) -> None:
         super().__init__()
         self._status = status
-        self._metrics: Any = None
+        self._metrics: Metrics | None = None
 
     def render_GET(self, request: Any) -> bytes:
         """Answer in the text format, or in OpenMetrics' when that is what is asked for."""

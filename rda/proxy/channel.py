@@ -246,7 +246,7 @@ class DockerChannel(HTTPChannel):
     def headerReceived(self, line: bytes) -> bool:
         """Take one header field; lengths beyond any that Python reads are refused like other malformed ones."""
         try:
-            return super().headerReceived(line)
+            return bool(super().headerReceived(line))
         except ValueError:
             self._respondToBadRequestAndDisconnect()
             return False

@@ -151,7 +151,8 @@ def listen(
     endpoint = serverFromString(reactor, description)
     if isinstance(endpoint, AdoptedStreamServerEndpoint) and endpoint.addressFamily == socket.AF_UNIX:
         return execute(adopt_unix_port, reactor, endpoint.fileno, factory)
-    return endpoint.listen(factory).addErrback(_say_who_listens)
+    listening: Deferred[IListeningPort] = endpoint.listen(factory)
+    return listening.addErrback(_say_who_listens)
 
 
 def _private(descriptor: int) -> bool:

@@ -30,7 +30,7 @@ class _Ending:
     def recv(self, size: int) -> bytes:
         """Read decrypted data; after its end there is none, for as long as this side still wants to write."""
         try:
-            return self._connection.recv(size)
+            data: bytes = self._connection.recv(size)
         except ZeroReturnError:
             if self._transport.disconnecting:
                 raise
@@ -38,6 +38,7 @@ class _Ending:
             if ended is not None:
                 ended()
             raise WantReadError from None
+        return data
 
 
 def is_tls(transport: Any) -> bool:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.threads import deferToThreadPool
 
+from rda.deferreds import threads_of
 from rda.ssh.identities import AskPassphrase
 from rda.ssh.program import Finished, run_program
 
@@ -32,8 +32,7 @@ def passphrase_asker(reactor: Any, environ: Mapping[str, str], terminal: str = "
     has_terminal = _is_usable(terminal)
 
     def at_terminal(prompt: str) -> Deferred[bytes | None]:
-        pool = reactor.getThreadPool()
-        return deferToThreadPool(reactor, pool, _read_passphrase, prompt)
+        return threads_of(reactor)(_read_passphrase, prompt)
 
     def by_program(prompt: str) -> Deferred[bytes | None]:
         return run_program(reactor, program, [prompt], environ, ANSWER_TIMEOUT).addCallback(_answer_of)

@@ -209,10 +209,12 @@ class KeyStore:
         """An identity file, or its certificate, as something to log in with."""
 
         async def sign(data: bytes, signature: bytes) -> bytes:
-            return (await self.unlock(identity)).sign(data, signature)
+            key = await self.unlock(identity)
+            return bytes(key.sign(data, signature))
 
         async def reveal() -> bytes:
-            return (await self.unlock(identity)).blob()
+            key = await self.unlock(identity)
+            return bytes(key.blob())
 
         blob = certificate or identity.blob
         return Candidate(_label(blob, f"file {identity.path}"), blob, sign, reveal)

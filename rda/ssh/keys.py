@@ -15,6 +15,7 @@ import re
 from base64 import b64decode, b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import bcrypt
 from cryptography.exceptions import InvalidSignature, InvalidTag, UnsupportedAlgorithm
@@ -169,11 +170,12 @@ def public_key(blob: bytes) -> conch_keys.Key:
     """
     plain = plain_blob(blob)
     try:
-        return conch_keys.Key.fromString(plain, type="blob")
+        key: conch_keys.Key = conch_keys.Key.fromString(plain, type="blob")
     except Exception as error:
         # Conch and cryptography raise half a dozen unrelated types (struct.error, IndexError, UnsupportedAlgorithm, …)
         # for what a peer may send: they all mean the same here.
         raise KeyUnreadable(f"a {key_type(plain).decode('ascii')} key that cannot be used ({error})") from error
+    return key
 
 
 def signature_algorithm(
@@ -436,7 +438,7 @@ def _decrypt_openssh(data: bytes, passphrase: bytes | None) -> bytes:
 _Decrypt = Callable[[bytes, bytes, bytes, bytes], bytes]
 
 
-def _finish(cipher: Cipher, data: bytes) -> bytes:
+def _finish(cipher: Cipher[Any], data: bytes) -> bytes:
     decryptor = cipher.decryptor()
     return bytes(decryptor.update(data) + decryptor.finalize())
 

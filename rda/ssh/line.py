@@ -92,7 +92,7 @@ class Backoff:
         Between half and all of the doubled delay: never at once, never more than :data:`LONGEST_DELAY`.
         """
         failures = min(attempt + self._unstable, 32)
-        delay = min(FIRST_DELAY * 2 ** max(0, failures - 1), LONGEST_DELAY)
+        delay = min(FIRST_DELAY * 2.0 ** max(0, failures - 1), LONGEST_DELAY)
         return delay * (0.5 + 0.5 * self._jitter())
 
 

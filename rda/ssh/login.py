@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from twisted.conch.ssh.common import NS, getNS
 from twisted.conch.ssh.service import SSHService
@@ -204,11 +204,13 @@ class UserAuth(SSHService):
     def signed_part(self, details: bytes) -> bytes:
         """What a signature covers (RFC 4252, section 7)."""
         request = NS(self._user) + NS(self._connection.name) + NS(b"publickey") + details
-        return NS(self._peer().sessionID) + b"\x32" + request
+        session = self._peer().sessionID
+        assert session is not None, "asked before the first key exchange"
+        return NS(session) + b"\x32" + request
 
-    def _peer(self) -> Any:
+    def _peer(self) -> ClientTransport:
         assert self.transport is not None, "asked before the service was started"
-        return self.transport
+        return cast("ClientTransport", self.transport)
 
     def _settle(self, answer: _Refusal | _Acceptable | _Success) -> None:
         waiting, self._answer = self._answer, None
@@ -224,16 +226,18 @@ class UserAuth(SSHService):
             partial = rest[0] != 0
         except Exception:
             # getNS checks nothing: whatever it raises means that the packet is damaged.
-            return self._peer().sendDisconnect(2, b"malformed USERAUTH_FAILURE")
-        return self._settle(_Refusal(tuple(methods.split(b",")), partial))
+            self._peer().sendDisconnect(2, b"malformed USERAUTH_FAILURE")
+        else:
+            self._settle(_Refusal(tuple(methods.split(b",")), partial))
 
     def ssh_SUCCESS(self, packet: bytes) -> None:
         """USERAUTH_SUCCESS: the next packet may already be for the connection service."""
         waiting, self._answer = self._answer, None
         if waiting is None:
-            return self._peer().sendDisconnect(2, b"a success that was not asked for")
+            self._peer().sendDisconnect(2, b"a success that was not asked for")
+            return
         self._peer().setService(self._connection)
-        return waiting.callback(_Success())
+        waiting.callback(_Success())
 
     def ssh_BANNER(self, packet: bytes) -> None:
         """USERAUTH_BANNER: text for the user, from a host that is already verified."""
@@ -246,8 +250,9 @@ class UserAuth(SSHService):
         try:
             _algorithm, blob, _rest = getNS(packet, 2)
         except Exception:
-            return self._peer().sendDisconnect(2, b"malformed USERAUTH_PK_OK")
-        return self._settle(_Acceptable(blob))
+            self._peer().sendDisconnect(2, b"malformed USERAUTH_PK_OK")
+        else:
+            self._settle(_Acceptable(blob))
 
 
 def _lost() -> LinkDown:

@@ -17,11 +17,10 @@ from typing import Any
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from rda.deferreds import InThread, Waiters, gather
+from rda.deferreds import InThread, Waiters, gather, threads_of
 from rda.errors import BadRequest, RdaError, SyncFailed
 from rda.interfaces import IRemoteFiles, IRemoteHost
 from rda.status import MirrorStatus, Problem, RemoteCopy
@@ -87,15 +86,12 @@ class Mirrors(Service):
         settings: Callable[[str], Settings] = lambda source: Settings(),
         mounted: Mounted = lambda: succeed(frozenset()),
     ) -> None:
-        def pooled(function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
-            return deferToThreadPool(reactor, reactor.getThreadPool(), function, *arguments)
-
         self._host = host
         self._manifests = os.path.join(state_dir, "mirrors")
         self._owner = owner
         self._sync_root = os.fsencode(sync_root)
         self._clock = reactor
-        in_thread = in_thread or pooled
+        in_thread = in_thread or threads_of(reactor)
         self._bulk = Bulk(host, in_thread)
         self._tools = Tools(
             host, reactor, in_thread, watcher or Watcher(reactor), self._bulk, RemoteLook(host, in_thread)
@@ -500,17 +496,16 @@ async def _sync_root(files: IRemoteFiles, configured: bytes) -> bytes:
         found, real = await gather(files.attributes(path), files.real_path(path))
     if stat.S_ISLNK(found.mode):
         found = await files.attributes(real)
-    path = real
     if not stat.S_ISDIR(found.mode):
-        raise SyncFailed(f"the sync root {os.fsdecode(path)} on the remote host is not a directory")
+        raise SyncFailed(f"the sync root {os.fsdecode(real)} on the remote host is not a directory")
     if found.mode & 0o077:
         try:
-            await files.set_attributes(path, 0o700, None)
+            await files.set_attributes(real, 0o700, None)
         except OSError as error:
             raise SyncFailed(
-                f"the sync root {os.fsdecode(path)} on the remote host belongs to somebody else. Choose another one"
+                f"the sync root {os.fsdecode(real)} on the remote host belongs to somebody else. Choose another one"
             ) from error
-    return path
+    return bytes(real)
 
 
 async def _make_directories(files: IRemoteFiles, path: bytes) -> None:

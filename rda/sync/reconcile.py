@@ -8,7 +8,7 @@ from dataclasses import replace
 from rda.deferreds import InThread
 from rda.errors import SyncHalted
 from rda.sync import both, content, owner, plan
-from rda.sync.apply import Apply, Outcome
+from rda.sync.apply import Apply
 from rda.sync.bulk import Bulk
 from rda.sync.large import DELTA_FROM
 from rda.sync.manifest import Manifest
@@ -17,6 +17,7 @@ from rda.sync.owner import OwnerChoice
 from rda.sync.problems import Problems
 from rda.sync.progress import Transfer
 from rda.sync.pull import Fetch
+from rda.sync.record import Outcome
 from rda.sync.remote import RemoteTree
 from rda.sync.remote_look import RemoteView, Seen
 from rda.sync.sides import Sides
