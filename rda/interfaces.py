@@ -1,6 +1,6 @@
 """The seams between rda's parts.
 
-``proxy``, ``forwards``, ``containers`` and ``sync`` never import ``rda.ssh``: they are given an :class:`IRemoteHost`
+``proxy``, ``ports``, ``containers`` and ``sync`` never import ``rda.ssh``: they are given an :class:`IRemoteHost`
 (in tests, one made of local endpoints) and a clock. The proxy never knows what a container is: it asks an
 :class:`ICallRewriter`.
 """
@@ -17,9 +17,7 @@ from twisted.internet.interfaces import IAddress, IProtocolFactory, IStreamClien
 from zope.interface import Attribute, Interface
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from rda.docker.routes import Call, Outgoing, Table
+    from rda.docker.routes import Call, Fields, Outgoing, Table
 
 __all__ = ["Attributes", "ICallRewriter", "IGate", "IRemoteFiles", "IRemoteHost", "IRemoteListener"]
 
@@ -221,7 +219,7 @@ class IGate(Interface):
 
     table: Table = Attribute("Which routes are told apart; all of them ask their ICallRewriter.")
 
-    def admit(call: Call, fields: Sequence[tuple[bytes, bytes]]) -> tuple[Call, Sequence[tuple[bytes, bytes]]]:
+    def admit(call: Call, fields: Fields) -> tuple[Call, Fields]:
         """Look at a request's head; return the call and the header fields to go on with.
 
         :raises RdaError: it is refused.

@@ -31,7 +31,7 @@ from rda.docker.document import object_of
 from rda.docker.endpoints import JUDGED, canonical_body, claims_of
 from rda.docker.labels import check_labels
 from rda.docker.passing import changes, check_head, named_by_id, with_real_sources
-from rda.docker.routes import Call, Note, Outgoing, RequestBody
+from rda.docker.routes import Call, Fields, Note, Outgoing, RequestBody
 from rda.docker.sources import Sorted, Sources
 from rda.errors import NotFound, RdaError, Refused
 from rda.interfaces import ICallRewriter, IGate
@@ -105,7 +105,7 @@ class Gate:
 
     # IGate
 
-    def admit(self, call: Call, fields: Sequence[tuple[bytes, bytes]]) -> tuple[Call, Sequence[tuple[bytes, bytes]]]:
+    def admit(self, call: Call, fields: Fields) -> tuple[Call, Fields]:
         """Look at a request's head; see :class:`rda.interfaces.IGate`."""
         call = replace(call, note=Note(), verbatim=None)
         try:

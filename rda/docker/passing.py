@@ -5,12 +5,12 @@ Source: Go's net/http (``Request.ParseForm`` prefers the values of a form in the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from rda.docker import owned, rewrite
 from rda.docker.document import object_of
-from rda.docker.routes import Call
+from rda.docker.routes import Call, Fields
 from rda.docker.sources import Sorted
 from rda.errors import BadRequest
 
@@ -24,7 +24,7 @@ _FORMS = (b"application/x-www-form-urlencoded", b"multipart/form-data")
 _UNNOTED = ("container wait", "container resize", "exec resize")
 
 
-def check_head(call: Call, fields: Sequence[tuple[bytes, bytes]]) -> Sequence[tuple[bytes, bytes]]:
+def check_head(call: Call, fields: Fields) -> Fields:
     """Look at a request's header fields before anything is decided; return those that may stay.
 
     :raises BadRequest: its body is a form, whose values the daemon would prefer to those of the query.

@@ -12,7 +12,7 @@ Go's net/url and path.Clean.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import lru_cache
@@ -27,6 +27,7 @@ __all__ = [
     "TABLE",
     "Answer",
     "Call",
+    "Fields",
     "Note",
     "Outgoing",
     "Query",
@@ -86,6 +87,9 @@ class Note:
     rules: tuple[str, ...] = ()
     container: str = ""
 
+
+#: The header fields of a request: names and values, as they came.
+Fields = Sequence[tuple[bytes, bytes]]
 
 #: The parameters of a query: decoded names and values, in order.
 Query = tuple[tuple[str, str], ...]

@@ -22,14 +22,13 @@ from rda.access import peers
 from rda.access.admission import TOKEN_PREFIX, Admission
 from rda.access.caller import Caller, Proof
 from rda.access.peers import OVERFLOW_UID, Credentials, NoSocketTable, ProcTable, SocketTable
+from rda.docker.routes import Fields
 from rda.errors import RdaError, Refused
 from rda.proxy import tls
 from rda.proxy.certificates import user_of
 from rda.proxy.listeners import is_network
 
-__all__ = ["Callers", "Fields", "Machine", "Unauthorized", "Visitor", "anybody"]
-
-Fields = Sequence[tuple[bytes, bytes]]
+__all__ = ["Callers", "Machine", "Unauthorized", "Visitor", "anybody"]
 
 _TOKEN = re.compile(b"bearer[ \t]+(" + TOKEN_PREFIX.encode() + b".*)", re.IGNORECASE | re.DOTALL)
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, field
-from typing import Any
 
 from rda.status import LATENCY_BUCKETS, RouteStatus
 
-__all__ = ["CallCounters", "Counters", "RouteCounters"]
+__all__ = ["Counters", "RouteCounters"]
 
 
 class RouteCounters:
@@ -35,7 +34,7 @@ class Counters:
     :ivar requests: heads read, including the refused ones.
     :ivar refused: answered by rda instead of the daemon: errors of the client's or of the link.
     :ivar active: exchanges under way, tunnels included.
-    :ivar hijacks: open tunnels; ``hijacks_total``: all there have been.
+    :ivar hijacks: open tunnels.
     :ivar retries: requests sent again because a kept connection turned out to be dead.
     :ivar to_daemon: bytes sent to the daemon; ``to_client``: bytes sent to clients.
     :ivar routes: the answers, by the route's name.
@@ -45,7 +44,6 @@ class Counters:
     refused: int = 0
     active: int = 0
     hijacks: int = 0
-    hijacks_total: int = 0
     retries: int = 0
     to_daemon: int = 0
     to_client: int = 0
@@ -68,29 +66,3 @@ class Counters:
             RouteStatus(name, tuple(sorted(route.codes.items())), tuple(route.buckets), route.seconds)
             for name, route in sorted(self.routes.items())
         )
-
-
-class CallCounters:
-    """Counts for a site as :class:`Counters` does, and the bytes of one exchange beside it.
-
-    :ivar sent: bytes to the daemon; ``received``: bytes to the client.
-    """
-
-    __slots__ = ("_site", "received", "sent")
-
-    def __init__(self, site: Counters) -> None:
-        object.__setattr__(self, "_site", site)
-        object.__setattr__(self, "sent", 0)
-        object.__setattr__(self, "received", 0)
-
-    def __getattr__(self, name: str) -> Any:
-        """Read what the site has counted."""
-        return getattr(self._site, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Count for both."""
-        if name == "to_daemon":
-            object.__setattr__(self, "sent", self.sent + value - self._site.to_daemon)
-        elif name == "to_client":
-            object.__setattr__(self, "received", self.received + value - self._site.to_client)
-        setattr(self._site, name, value)

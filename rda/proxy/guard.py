@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
+from rda.docker.routes import Fields
 from rda.errors import BadRequest, Refused
 from rda.proxy.wire import tokens
 
@@ -28,8 +29,6 @@ MAX_LENGTH_DIGITS = 18
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._~%-]*)(?::[0-9]{0,5})?")
-
-Fields = Sequence[tuple[bytes, bytes]]
 
 
 def _values(fields: Fields, name: bytes) -> list[bytes]:
@@ -66,6 +65,7 @@ def check_origin(
     fields: Fields,
     allowed: Collection[str],
     local_address: str | None,
+    *,
     names_matter: bool,
     own_page: bool = False,
 ) -> None:

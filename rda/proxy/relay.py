@@ -109,6 +109,7 @@ class Exchange:
     :param ended: called once, when nothing of this exchange is left.
     :ivar began: when, by the clock.
     :ivar code: the answer's HTTP status, None before it is there; ``answered``: after how many seconds it was.
+    :ivar to_daemon: bytes sent so far; ``to_client`` likewise. A tunnel's are added when it ends.
     """
 
     __slots__ = (
@@ -138,6 +139,8 @@ class Exchange:
         "call",
         "code",
         "request_complete",
+        "to_client",
+        "to_daemon",
     )
     _log = Logger()
 
@@ -158,6 +161,7 @@ class Exchange:
         self.began = clock.seconds()
         self.code: int | None = None
         self.answered: float | None = None
+        self.to_daemon = self.to_client = 0
         self._pool = pool
         self._rewriter = rewriter
         self._clock = clock
@@ -329,7 +333,7 @@ class Exchange:
 
     def _send(self, data: bytes) -> None:
         assert self._upstream is not None
-        self._counters.to_daemon += len(data)
+        self._count(len(data), 0)
         self._upstream.write(data)
 
     def pauseProducing(self) -> None:
@@ -443,7 +447,6 @@ class Exchange:
             self._upstream = None
             self._answer = _Answer.OVER
             self._counters.hijacks += 1
-            self._counters.hijacks_total += 1
             self._downstream.start_tunnel(tunnel, head.verbatim)
 
         if self.call.route.asks:
@@ -453,9 +456,15 @@ class Exchange:
 
     def _tunnel_ended(self, tunnel: Tunnel) -> None:
         self._counters.hijacks -= 1
-        self._counters.to_daemon += tunnel.to_daemon
-        self._counters.to_client += tunnel.to_client
+        self._count(tunnel.to_daemon, tunnel.to_client)
         self._ended(self)
+
+    def _count(self, to_daemon: int, to_client: int) -> None:
+        """Count bytes, for this call and for the site."""
+        self.to_daemon += to_daemon
+        self.to_client += to_client
+        self._counters.to_daemon += to_daemon
+        self._counters.to_client += to_client
 
     # --------------------------------------------------------------------------------------- the answer, to the client
 
@@ -524,7 +533,7 @@ class Exchange:
             raise WireError(str(error)) from error
 
     def _write(self, data: bytes) -> None:
-        self._counters.to_client += len(data)
+        self._count(0, len(data))
         if self._corked is None:
             self._downstream.write(data)
         else:

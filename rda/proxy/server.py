@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, succeed
@@ -25,7 +24,7 @@ from rda.limits import Limits, raised_by
 from rda.proxy.authentication import Visitor, anybody
 from rda.proxy.calls import Calls
 from rda.proxy.channel import DockerChannel
-from rda.proxy.counters import CallCounters, Counters
+from rda.proxy.counters import Counters
 from rda.proxy.guard import check_framing, check_origin
 from rda.proxy.pool import DaemonPool
 from rda.proxy.relay import Exchange
@@ -215,7 +214,7 @@ class DockerSite(server.Site):
         """
         self.counters.requests += 1
         try:
-            caller, head = self._admit(request, head)
+            caller, head = self._identified(request, head)
             self._check_framing(request, head)
             call = routes.match(head.method, head.target, caller, self._table)
             own = call.path == OWN_PREFIX or call.path.startswith(OWN_PREFIX + "/")
@@ -230,22 +229,18 @@ class DockerSite(server.Site):
         if own:
             request.caller = caller
             return None
-        if self._gate is None:
-            exchange = self.proxy.exchange(request, head, call, self.counters, self.calls.ended)
-        else:
-            counters = CallCounters(self.counters)
-            ended = partial(self._ended, self._gate, counters)
-            exchange = self.proxy.exchange(request, head, call, cast("Counters", counters), ended)
+        exchange = self.proxy.exchange(request, head, call, self.counters, self._ended)
         self.calls.began(exchange)
         return exchange
 
-    def _ended(self, gate: IGate, counters: CallCounters, exchange: Exchange) -> None:
-        """Have the gate note a call that is over."""
+    def _ended(self, exchange: Exchange) -> None:
+        """Note a call that is over, and have the gate note it."""
         self.calls.ended(exchange)
-        seconds = self.clock.seconds() - exchange.began
-        gate.over(exchange.call, exchange.code, seconds, counters.sent, counters.received)
+        if self._gate is not None:
+            seconds = self.clock.seconds() - exchange.began
+            self._gate.over(exchange.call, exchange.code, seconds, exchange.to_daemon, exchange.to_client)
 
-    def _admit(self, request: DockerRequest, head: RequestHead) -> tuple[Caller, RequestHead]:
+    def _identified(self, request: DockerRequest, head: RequestHead) -> tuple[Caller, RequestHead]:
         """Say who makes a request, and take out of its head what only proves that."""
         try:
             caller, fields = request.channel.visitor.identify(head.fields)
