@@ -36,8 +36,6 @@ __all__ = ["Agent"]
 #: Objects made and not freed after which garbage is searched for; each is some hundred bytes.
 GARBAGE_THRESHOLD = 20_000
 
-_log = Logger()
-
 
 class Agent(MultiService):
     """All contexts of one process.
@@ -171,7 +169,7 @@ class Agent(MultiService):
         try:
             write_record(Path(self._config.state_dir), record)
         except OSError as error:
-            _log.info("the rda command will need --host: {error}", error=error)
+            self._log.info("the rda command will need --host: {error}", error=error)
 
     def changed(self) -> None:
         """Tell the service manager how the contexts are, if it should know."""
@@ -218,7 +216,7 @@ def _audit(config: Config) -> Audit | None:
     if settings is None:
         return None
     path = Path(settings.path) if settings.path else Path(config.state_dir) / "audit.jsonl"
-    return Audit(path, settings.max_bytes, settings.keep, settings.fail_closed)
+    return Audit(path, settings.max_bytes, settings.keep, fail_closed=settings.fail_closed)
 
 
 def _search_less_garbage() -> None:

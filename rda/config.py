@@ -131,6 +131,9 @@ class AuditSettings:
     """Where and how the audit is kept; see :class:`rda.access.audit.Audit`.
 
     :ivar path: of the file; "" for ``audit.jsonl`` in the state directory.
+    :ivar max_bytes: of one file: some 60,000 calls.
+    :ivar keep: older files that are kept.
+    :ivar fail_closed: refuse changes while they cannot be noted.
     """
 
     path: str = ""

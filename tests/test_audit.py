@@ -39,7 +39,7 @@ class FileTests(SynchronousTestCase):
         self.failures = threading.Semaphore(0)
 
     def open(self, **options: Any) -> Audit:
-        audit = Audit(self.path, write=self.write, retry=0.001, **options)
+        audit = Audit(self.path, **{"max_bytes": 1 << 20, "keep": 8, **options}, write=self.write, retry=0.001)
         audit.start()
         self.addCleanup(audit.stop)
         return audit
@@ -117,7 +117,7 @@ class FileTests(SynchronousTestCase):
 
     def test_too_many_wait(self) -> None:
         """Lines beyond the bound are counted, not kept: the reactor never waits."""
-        audit = Audit(self.path)  # not started: nobody writes
+        audit = Audit(self.path, 1 << 20, 8)  # not started: nobody writes
         for _ in range(10_005):
             audit.record(a_record())
         self.assertEqual(audit.lost, 5)
@@ -138,7 +138,7 @@ class FileTests(SynchronousTestCase):
         """The file is not written through a symbolic link that somebody left."""
         self.path.symlink_to("/dev/null")
         with self.assertRaises(OSError):
-            Audit(self.path).start()
+            Audit(self.path, 1 << 20, 8).start()
 
     def test_torn_line(self) -> None:
         """A line that a crash has torn is left out."""

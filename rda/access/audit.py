@@ -19,28 +19,22 @@ from pathlib import Path
 from rda.errors import RdaError
 from rda.status import Problem
 
-__all__ = ["KEEP", "MAX_BYTES", "QUEUE", "Audit", "AuditUnwritable", "Record", "files_of", "read"]
-
-#: A file is put aside when it has this many bytes: some 60,000 calls.
-MAX_BYTES = 16 * 1024 * 1024
-
-#: Files that are kept beside the one that is written.
-KEEP = 8
+__all__ = ["QUEUE", "Audit", "AuditUnwritable", "Record", "files_of", "read"]
 
 #: Lines that wait for the disk. Beyond it they are counted, and not kept.
 QUEUE = 10_000
 
 #: Lines that are written with one call.
-_BATCH = 256
+LINES_AT_ONCE = 256
 
 #: Seconds between attempts to write what could not be written.
-_RETRY = 1.0
+RETRY_SECONDS = 1.0
 
 #: Seconds that the end of the process waits for the last lines.
-_LAST = 5.0
+STOP_SECONDS = 5.0
 
 #: Characters of a path, and of a user's name, that are written.
-_LONGEST = 512
+LONGEST_TEXT = 512
 
 
 class AuditUnwritable(RdaError):
@@ -85,7 +79,7 @@ class Record:
         """Write it."""
         fields = asdict(self)
         for name in ("user", "path"):
-            fields[name] = fields[name][:_LONGEST]
+            fields[name] = fields[name][:LONGEST_TEXT]
         fields["seconds"] = round(self.seconds, 6)
         text = json.dumps(fields, ensure_ascii=True, separators=(",", ":"))
         return text.encode("ascii") + b"\n"
@@ -101,21 +95,23 @@ class Audit:
     """Writes records to a file, and puts files aside that are full.
 
     :param path: the file; with ``.1`` and so on behind it, the older ones.
-    :param max_bytes: see :data:`MAX_BYTES`.
-    :param keep: see :data:`KEEP`.
+    :param max_bytes: a file is put aside when it has so many.
+    :param keep: files that are kept beside the one that is written.
     :param fail_closed: refuse changes while lines cannot be written.
     :param write: as :func:`os.write`; tests have it fail.
+    :param retry: seconds between attempts to write.
     :ivar lost: lines that there was no room for.
     """
 
     def __init__(
         self,
         path: Path,
-        max_bytes: int = MAX_BYTES,
-        keep: int = KEEP,
+        max_bytes: int,
+        keep: int,
+        *,
         fail_closed: bool = False,
         write: Callable[[int, bytes], int] = os.write,
-        retry: float = _RETRY,
+        retry: float = RETRY_SECONDS,
     ) -> None:
         self._path = path
         self._max_bytes = max_bytes
@@ -147,7 +143,7 @@ class Audit:
             return
         self._stopping.set()
         self._put(None)
-        self._thread.join(_LAST)
+        self._thread.join(STOP_SECONDS)
         self._thread = None
 
     def record(self, record: Record) -> None:
@@ -191,7 +187,7 @@ class Audit:
         over = False
         while not over:
             lines = [self._lines.get()]
-            while len(lines) < _BATCH and not self._lines.empty():
+            while len(lines) < LINES_AT_ONCE and not self._lines.empty():
                 lines.append(self._lines.get_nowait())
             over = None in lines
             self._write_all(b"".join(line for line in lines if line is not None))
