@@ -200,7 +200,7 @@ class _Kept(Audit):
     """An audit in memory."""
 
     def __init__(self) -> None:
-        super().__init__(Path("/nowhere"))
+        super().__init__(Path("/nowhere"), 1 << 20, 8)
         self.records: list[Record] = []
         self.failing = False
 
