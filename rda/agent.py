@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred, DeferredList, maybeDeferred, succee
 from twisted.logger import Logger, globalLogPublisher
 
 from rda.access.audit import Audit
+from rda.agent_record import AgentRecord, write_record
 from rda.config import Config, Context
 from rda.context import ContextAgent
 from rda.deferreds import threads_of
@@ -23,12 +24,11 @@ from rda.errors import ConfigError, RdaError
 from rda.pages.document import Process
 from rda.pages.logs import RecentLog
 from rda.proxy.authentication import Machine
-from rda.proxy.listeners import private_directory
-from rda.record import Record, write_record
 from rda.reload import Reloading, difference
 from rda.service_manager import ServiceManager
 from rda.ssh.link import Link
 from rda.ssh.shared import Links
+from rda.state import private_directory
 from rda.status import ContextStatus, LinkStatus, Problem
 
 __all__ = ["Agent"]
@@ -160,7 +160,7 @@ class Agent(MultiService):
     def note_listeners(self) -> None:
         """Write down where the contexts listen now, for the ``rda`` command."""
         pid = os.getpid() if self.running else 0
-        record = Record(
+        record = AgentRecord(
             pid=pid,
             contexts=tuple(context.record() for context in self._contexts.values() if context.wired),
             reloads=self._reloading.count,

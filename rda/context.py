@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-import secrets
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +21,7 @@ from twisted.python.failure import Failure
 from rda.access.audit import Audit
 from rda.access.gate import Gate
 from rda.access.ownership import Ownership
+from rda.agent_record import RecordedContext
 from rda.api import DaemonAPI
 from rda.config import Context
 from rda.containers.calls import Containers
@@ -41,11 +40,10 @@ from rda.ports.exposed import Exposed
 from rda.ports.forwards import Forwards
 from rda.proxy.authentication import Callers, Machine
 from rda.proxy.certificates import ServerTLS, TLSFactory
-from rda.proxy.listeners import docker_host, is_network, listen, private_directory
+from rda.proxy.listeners import docker_host, is_network, listen
 from rda.proxy.server import DockerSite
-from rda.record import RecordedContext
 from rda.ssh.shared import Links
-from rda.state_lock import StateLock
+from rda.state import StateLock, identity, private_directory
 from rda.status import ContextStatus, LinkStatus, Problem
 from rda.sync.mirror import Settings
 from rda.sync.mirrors import Mirrors
@@ -366,22 +364,3 @@ def _system() -> System:
     if sys.platform == "win32":
         return System.WINDOWS
     return System.WSL if "microsoft" in os.uname().release.lower() else System.LINUX
-
-
-def identity(state_dir: Path) -> str:
-    """The identity of this installation's context: made once, then read."""
-    path = state_dir / "owner"
-    try:
-        owner = path.read_text(encoding="ascii").strip()
-    except FileNotFoundError:
-        owner = secrets.token_hex(16)
-        new = path.with_name(path.name + ".new")  # half an identity, on a full disk, would be a damaged one for ever
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(owner + "\n")
-            file.flush()
-            os.fsync(descriptor)
-        os.replace(new, path)
-    if not re.fullmatch("[0-9a-f]{32}", owner):
-        raise RdaError(f"{path} is damaged; restore it, or remove it to begin with a new identity")
-    return owner

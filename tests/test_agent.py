@@ -18,13 +18,12 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
 from rda.agent import Agent, settled, summary
+from rda.agent_record import RecordedContext
 from rda.config import Config, Context, Remote
-from rda.context import identity
 from rda.errors import ConfigError, RdaError
-from rda.proxy.listeners import private_directory
-from rda.record import RecordedContext
 from rda.ssh.link import Link
 from rda.ssh.shared import Links
+from rda.state import identity, private_directory
 from rda.status import ContextStatus, LinkStatus, Problem
 
 

@@ -22,12 +22,12 @@ from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from rda.agent_record import AgentRecord, RecordedContext, write_record
 from rda.command import COMMANDS, main
 from rda.command.base import Exit
 from rda.command.plugin import METADATA, own_words, plugin_main
 from rda.command.terminal import Terminal, bar, columns, plain, sparkline
 from rda.config import Context, Remote
-from rda.record import Record, RecordedContext, write_record
 from rda.status import ContextStatus, ForwardStatus, LinkStatus, MirrorStatus, Problem
 from rda.words import duration, progress, size
 
@@ -233,7 +233,7 @@ class PlaceTests(CommandCase):
         directory = self.home / ".local/state/rda"
         directory.mkdir(parents=True)
         context = RecordedContext.of(Context("default", Remote("host")), listeners)
-        write_record(directory, Record(contexts=(context,)))
+        write_record(directory, AgentRecord(contexts=(context,)))
 
     def test_environment(self) -> None:
         """DOCKER_HOST says where, as for the docker command."""
@@ -390,7 +390,7 @@ class ReloadTests(CommandCase):
         self.agent = json.loads(json.dumps(status())) | {"process": {"pid": os.getpid(), "started": 0.0}}
 
     def record(self, pid: int, reloads: int) -> None:
-        write_record(self.directory, Record(pid=pid, reloads=reloads, reload_problems=self.problems))
+        write_record(self.directory, AgentRecord(pid=pid, reloads=reloads, reload_problems=self.problems))
 
     def reload(self) -> None:
         self.heard += 1

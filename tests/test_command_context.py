@@ -11,12 +11,12 @@ from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from rda.agent_record import AgentRecord, RecordedContext, write_record
 from rda.command import main
 from rda.command.base import CommandError
 from rda.command.docker_contexts import CERTIFICATES, DockerContexts
 from rda.command.terminal import Terminal
 from rda.config import Context, Remote
-from rda.record import Record, RecordedContext, write_record
 
 #: Notes its words, and does nothing.
 DOCKER = """#!/bin/sh
@@ -58,7 +58,7 @@ class Case(SynchronousTestCase):
             RecordedContext.of(Context(name, Remote(f"me@{name}")), tuple(where.split()))
             for name, where in listeners.items()
         )
-        write_record(self.state, Record(pid=1, contexts=contexts))
+        write_record(self.state, AgentRecord(pid=1, contexts=contexts))
 
     def contexts(self) -> DockerContexts:
         return DockerContexts(self.environ)

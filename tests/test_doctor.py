@@ -19,6 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol
 from twisted.trial.unittest import SynchronousTestCase
 
+from rda.agent_record import RECORD_NAME, AgentRecord, RecordedContext, write_record
 from rda.command import doctor, main
 from rda.command.base import Exit
 from rda.config import Context, Remote
@@ -26,7 +27,6 @@ from rda.doctor import here
 from rda.doctor.advice import about_link
 from rda.doctor.finding import Finding, State
 from rda.doctor.there import Examination
-from rda.record import NAME, Record, RecordedContext, write_record
 from tests.broken_setups import HERE
 from tests.test_link import LinkCase, Program
 
@@ -132,7 +132,7 @@ class HereTests(SynchronousTestCase):
 
     def new_state(self) -> Any:
         directory = self.directory()
-        write_record(directory, Record(version="99.0"))
+        write_record(directory, AgentRecord(version="99.0"))
         return shown(here.state(directory))
 
     def damaged_identity(self) -> Any:
@@ -152,7 +152,7 @@ class HereTests(SynchronousTestCase):
         directory = self.directory()
         (directory / "default").mkdir()
         (directory / "default/owner").write_text("0" * 32 + "\n")
-        write_record(directory, Record())
+        write_record(directory, AgentRecord())
         checks = [
             *here.state(directory),
             *here.inotify(self.proc(100_000, 128)),
@@ -191,8 +191,8 @@ class HereTests(SynchronousTestCase):
     def test_recorded(self) -> None:
         """Without options, what the agent wrote down when it last ran is looked at."""
         directory = self.directory()
-        write_record(directory, Record(contexts=(RecordedContext.of(Context("gpu", Remote("me@host")), ()),)))
-        self.assertTrue((directory / NAME).exists())
+        write_record(directory, AgentRecord(contexts=(RecordedContext.of(Context("gpu", Remote("me@host")), ()),)))
+        self.assertTrue((directory / RECORD_NAME).exists())
         with mock.patch.object(doctor, "_examine_remotes") as examined, contextlib.redirect_stdout(io.StringIO()):
             main(["doctor", "--state-dir", str(directory), "--host", "unix:///nowhere.sock"])
         (contexts, _), _ = examined.call_args

@@ -19,9 +19,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("access.gate", "access.ownership", "access.quotas"),
     ("containers",),
     ("api", "access.audit", "ports", "sync", "proxy", "ssh", "pages"),
-    ("record", "reload", "words"),
+    ("agent_record", "reload", "words"),
     ("docker", "access.policy", "access.policy_config", "config", "status", "interfaces", "service_manager", "sockets"),
-    ("access", "deferreds", "flow", "limits", "state_lock"),
+    ("access", "deferreds", "flow", "limits", "state"),
     ("errors",),
     ("",),
 )

@@ -10,12 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rda.agent_record import RecordedContext, read_record
 from rda.command.base import Command, CommandError, Exit, Unreachable
 from rda.command.endpoint import find_agent, state_directory
 from rda.command.terminal import Terminal, plain
 from rda.doctor import here
 from rda.doctor.finding import Finding, State, fail, ok
-from rda.record import RecordedContext, read_record
 
 if TYPE_CHECKING:
     from rda.config import Config

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from rda.agent_record import read_record
 from rda.command.base import CommandError, Exit, Unreachable
 from rda.config import DEFAULT_CONTEXT
-from rda.record import read_record
 
 __all__ = ["DEFAULT_HOST", "Agent", "Place", "find_agent", "no_context", "places", "state_directory"]
 

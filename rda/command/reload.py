@@ -1,7 +1,7 @@
 """``rda reload``: have the agent read its configuration again, and say what came of it.
 
-The agent is asked with SIGHUP and answers with its record (:mod:`rda.record`), not over its listeners: those may be
-what changes, and may want a certificate or a token.
+The agent is asked with SIGHUP and answers with its record (:mod:`rda.agent_record`), not over its listeners: those may
+be what changes, and may want a certificate or a token.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import signal
 import time
 from pathlib import Path
 
+from rda.agent_record import AgentRecord, read_record
 from rda.command.base import Command, CommandError, Exit, Unreachable
 from rda.command.endpoint import find_agent, state_directory
 from rda.command.terminal import Terminal
-from rda.record import Record, read_record
 
 __all__ = ["COMMAND"]
 
@@ -58,7 +58,7 @@ def _signal(pid: int, number: int) -> None:
         raise CommandError(f"process {pid} is another user's; do this as that user") from error
 
 
-def _wait(pid: int, before: int, directory: Path, seconds: float) -> Record:
+def _wait(pid: int, before: int, directory: Path, seconds: float) -> AgentRecord:
     """The record when one more reload has ended."""
     deadline = time.monotonic() + seconds
     while True:

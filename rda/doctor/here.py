@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from rda import __version__
+from rda.agent_record import RECORD_NAME, read_record
 from rda.doctor.finding import Finding, fail, ok, warn
-from rda.record import NAME, read_record
 
 __all__ = ["LOW_SPACE", "NO_SPACE", "agent", "descriptors", "docker_command", "inotify", "listeners", "space", "state"]
 
@@ -105,7 +105,7 @@ def _saved(directory: Path) -> Iterator[Finding]:
                 "before are then not its own any more",
             )
     found = read_record(directory).version
-    if (directory / NAME).exists() and _newer(found, __version__):
+    if (directory / RECORD_NAME).exists() and _newer(found, __version__):
         yield fail(
             "saved state",
             f"it was last used by rda {found}, and this is {__version__}",

@@ -16,13 +16,13 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
+from rda.agent_record import RecordedContext
 from rda.api import DaemonAPI
 from rda.doctor.advice import about_link
 from rda.doctor.finding import Finding, fail, ok, warn
 from rda.doctor.here import judge_space
 from rda.errors import ChannelRefused, RdaError
 from rda.interfaces import IRemoteFiles
-from rda.record import RecordedContext
 from rda.ssh.docker_socket import parse_docker
 from rda.ssh.link import Link
 from rda.status import LinkStatus

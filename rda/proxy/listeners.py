@@ -37,7 +37,6 @@ __all__ = [
     "endpoint_problem",
     "is_network",
     "listen",
-    "private_directory",
 ]
 
 #: Longest path of a UNIX socket, bytes (sun_path, less its zero).
@@ -300,9 +299,3 @@ def docker_host(address: Any) -> str:
         return f"tcp://[{host}]:{address.port}" if ":" in host else f"tcp://{host}:{address.port}"
     name = address.name
     return "unix://" + (name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else str(name))
-
-
-def private_directory(path: Path) -> None:
-    """Make a directory that only its owner can enter."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.chmod(0o700)

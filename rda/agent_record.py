@@ -15,10 +15,10 @@ from typing import Any
 from rda import __version__
 from rda.config import Context, Remote
 
-__all__ = ["Record", "RecordedContext", "read_record", "write_record"]
+__all__ = ["AgentRecord", "RecordedContext", "read_record", "write_record"]
 
 #: The file's name in the state directory.
-NAME = "agent.json"
+RECORD_NAME = "agent.json"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class RecordedContext:
 
 
 @dataclass(frozen=True)
-class Record:
+class AgentRecord:
     """What the file says.
 
     :ivar pid: of the agent, 0 when it has stopped.
@@ -58,12 +58,12 @@ class Record:
     reload_problems: tuple[str, ...] = ()
 
 
-def write_record(directory: Path, record: Record) -> None:
+def write_record(directory: Path, record: AgentRecord) -> None:
     """Replace the file, at once and whole.
 
     :raises OSError: the directory cannot be written to.
     """
-    path = directory / NAME
+    path = directory / RECORD_NAME
     new = path.with_suffix(f".{os.getpid()}.new")
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -71,15 +71,15 @@ def write_record(directory: Path, record: Record) -> None:
     os.replace(new, path)
 
 
-def read_record(directory: Path) -> Record:
+def read_record(directory: Path) -> AgentRecord:
     """Read the file; an empty record when there is none that can be understood."""
     try:
-        found = json.loads((directory / NAME).read_text(encoding="utf-8"))
+        found = json.loads((directory / RECORD_NAME).read_text(encoding="utf-8"))
         contexts = tuple(_context(one) for one in found["contexts"])
         problems = tuple(map(str, found.get("reload_problems", ())))
-        return Record(str(found["version"]), int(found["pid"]), contexts, int(found.get("reloads", 0)), problems)
+        return AgentRecord(str(found["version"]), int(found["pid"]), contexts, int(found.get("reloads", 0)), problems)
     except (OSError, ValueError, KeyError, TypeError):
-        return Record()
+        return AgentRecord()
 
 
 def _context(found: dict[str, Any]) -> RecordedContext:

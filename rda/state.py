@@ -1,6 +1,7 @@
-"""One process for each state directory: two would write over each other's record of what is theirs.
+"""The state directory of a context: its owner's only, one process's at a time, with an identity of its own.
 
-The lock is the kernel's, on an open file (flock): it goes with the process, however that ends.
+The lock is the kernel's, on an open file (flock): it goes with the process, however that ends. Without it two processes
+would write over each other's record of what is theirs.
 """
 
 from __future__ import annotations
@@ -8,20 +9,47 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
+import secrets
 from pathlib import Path
 
-from rda.errors import StateInUse
+from rda.errors import RdaError, StateInUse
 
-__all__ = ["StateLock"]
+__all__ = ["StateLock", "identity", "private_directory"]
 
 #: The lock file's name in the directory. It stays: removing it would be a race.
-NAME = "lock"
+LOCK_NAME = "lock"
 
 #: Bytes that are read of it: a process id.
 _LONGEST = 32
 
 #: What file systems without locks say: there, nobody is kept out.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+def private_directory(path: Path) -> None:
+    """Make a directory that only its owner can enter."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.chmod(0o700)
+
+
+def identity(state_dir: Path) -> str:
+    """The identity of this installation's context: made once, then read."""
+    path = state_dir / "owner"
+    try:
+        owner = path.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        owner = secrets.token_hex(16)
+        new = path.with_name(path.name + ".new")  # half an identity, on a full disk, would be a damaged one for ever
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(owner + "\n")
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(new, path)
+    if not re.fullmatch("[0-9a-f]{32}", owner):
+        raise RdaError(f"{path} is damaged; restore it, or remove it to begin with a new identity")
+    return owner
 
 
 class StateLock:
@@ -41,7 +69,7 @@ class StateLock:
         :raises OSError: the lock file cannot be made.
         """
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        descriptor = os.open(self._directory / NAME, flags, 0o600)
+        descriptor = os.open(self._directory / LOCK_NAME, flags, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(descriptor, 0)

@@ -1,4 +1,4 @@
-"""rda.state_lock: a state directory has one process."""
+"""rda.state: a state directory has one process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from rda.errors import StateInUse
-from rda.state_lock import StateLock
+from rda.state import StateLock
 
 
 class StateLockTests(SynchronousTestCase):

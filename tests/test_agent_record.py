@@ -7,8 +7,8 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from rda.agent_record import RECORD_NAME, AgentRecord, RecordedContext, read_record, write_record
 from rda.config import Context, Remote
-from rda.record import NAME, Record, RecordedContext, read_record, write_record
 
 
 class RecordTests(SynchronousTestCase):
@@ -22,23 +22,23 @@ class RecordTests(SynchronousTestCase):
         directory = self.directory()
         remote = Remote("me@host", identities=("/key",), accept_new=True)
         contexts = (RecordedContext.of(Context("x", remote), ("tcp://localhost:1",)),)
-        record = Record(pid=7, contexts=contexts, reloads=2, reload_problems=("context x: in use",))
-        write_record(directory, Record())
+        record = AgentRecord(pid=7, contexts=contexts, reloads=2, reload_problems=("context x: in use",))
+        write_record(directory, AgentRecord())
         write_record(directory, record)
         self.assertEqual(read_record(directory), record)
-        self.assertEqual([path.name for path in directory.iterdir()], [NAME])
-        self.assertEqual(stat.S_IMODE((directory / NAME).stat().st_mode), 0o600)
+        self.assertEqual([path.name for path in directory.iterdir()], [RECORD_NAME])
+        self.assertEqual(stat.S_IMODE((directory / RECORD_NAME).stat().st_mode), 0o600)
 
     def test_older(self) -> None:
         """A file of a version that did not count reloads is read all the same."""
         directory = self.directory()
-        (directory / NAME).write_text('{"version": "0.0", "pid": 7, "contexts": []}')
-        self.assertEqual(read_record(directory), Record("0.0", 7))
+        (directory / RECORD_NAME).write_text('{"version": "0.0", "pid": 7, "contexts": []}')
+        self.assertEqual(read_record(directory), AgentRecord("0.0", 7))
 
     def test_unreadable(self) -> None:
         """A file that is missing, damaged or of another version is none."""
         directory = self.directory()
-        self.assertEqual(read_record(directory), Record())
+        self.assertEqual(read_record(directory), AgentRecord())
         for text in ("", "[]", "{}", '{"version": "9", "pid": 1, "contexts": [{}]}', "\x00"):
-            (directory / NAME).write_text(text)
-            self.assertEqual(read_record(directory), Record())
+            (directory / RECORD_NAME).write_text(text)
+            self.assertEqual(read_record(directory), AgentRecord())
