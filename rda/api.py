@@ -7,7 +7,7 @@ truth: inspect, list, events. Source: https://docs.docker.com/reference/api/engi
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from urllib.parse import quote
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from treq.client import HTTPClient
 
 __all__ = ["DaemonAPI"]
+
+#: A JSON object of the API.
+_Object = dict[str, Any]
 
 Result = TypeVar("Result")
 
@@ -80,133 +83,157 @@ class DaemonAPI:
         closed: Deferred[None] = self._pool.closeCachedConnections()
         return closed
 
-    async def inspect_container(self, reference: str) -> dict[str, Any] | None:
+    # -- containers, execs and images
+
+    async def inspect_container(self, reference: str) -> _Object | None:
         """Return a container's description by any spelling of its id or name; None when there is none."""
-        return await self._get_or_none(f"/containers/{_segment(reference)}/json")
+        return await self._find(f"/containers/{_segment(reference)}/json")
 
-    async def inspect_exec(self, reference: str) -> dict[str, Any] | None:
-        """Return the description of an exec instance; None when there is none."""
-        return await self._get_or_none(f"/exec/{_segment(reference)}/json")
-
-    async def inspect_image(self, reference: str) -> dict[str, Any] | None:
-        """Return an image's description; None when there is none."""
-        return await self._get_or_none(f"/images/{_segment(reference)}/json")
-
-    async def bridge_gateway(self) -> str:
-        """Return the IPv4 address that the default bridge's gateway has on the remote host; "" when there is none."""
-        network = await self._get_or_none("/networks/bridge")
-        pools = ((network or {}).get("IPAM") or {}).get("Config") or []
-        return next((str(one["Gateway"]) for one in pools if "." in str(one.get("Gateway") or "")), "")
-
-    async def info(self) -> dict[str, Any]:
-        """Return what the daemon tells of itself and its host."""
-        return cast("dict[str, Any]", await self._get("/info", {}))
-
-    async def inspect_volume(self, name: str) -> dict[str, Any] | None:
-        """Return a volume's description; None when there is none."""
-        return await self._get_or_none(f"/volumes/{_segment(name)}")
-
-    async def inspect_network(self, reference: str) -> dict[str, Any] | None:
-        """Return a network's description by any spelling of its id or name; None when there is none."""
-        return await self._get_or_none(f"/networks/{_segment(reference)}")
-
-    async def containers_with(self, volume: str) -> list[dict[str, Any]]:
-        """Return all containers, running or not, that have a volume mounted."""
-        filters = json.dumps({"volume": [volume]})
-        return cast("list[dict[str, Any]]", await self._get("/containers/json", {"all": "1", "filters": filters}))
-
-    async def create_volume(self, document: Mapping[str, object]) -> dict[str, Any]:
-        """Make a volume, unless there is one of its name; return the description of what is there now."""
-        call = Deferred.fromCoroutine(self._post("/volumes/create", document))
-        call.addTimeout(TIMEOUT, self._reactor, onTimeoutCancel=_timed_out("the creation of a volume"))
-        return cast("dict[str, Any]", await call)
-
-    async def _post(self, path: str, document: Mapping[str, object]) -> object:
-        response = await self._request(path, {}, "POST", document)
-        if response.code not in (200, 201):
-            raise await self._error(response)
-        return json.loads(await self._body(response))
-
-    async def list_containers(self, labels: Sequence[str]) -> list[dict[str, Any]]:
+    async def list_containers(self, labels: Sequence[str]) -> list[_Object]:
         """Return all containers, running or not, that carry every one of these labels (``name`` or ``name=value``)."""
-        filters = json.dumps({"label": list(labels)})
-        return cast("list[dict[str, Any]]", await self._get("/containers/json", {"all": "1", "filters": filters}))
+        return await self._list_containers(label=list(labels))
+
+    async def containers_with(self, volume: str) -> list[_Object]:
+        """Return all containers, running or not, that have a volume mounted."""
+        return await self._list_containers(volume=[volume])
+
+    async def _list_containers(self, **filters: list[str]) -> list[_Object]:
+        parameters = {"all": "1"}
+        if filters:
+            parameters["filters"] = json.dumps(filters)
+        return cast("list[_Object]", await self._call("/containers/json", parameters))
+
+    async def remove_container(self, container: str) -> None:
+        """Remove a container that does not run; it is no error when it is gone already."""
+        await self._call(f"/containers/{_segment(container)}", method="DELETE", fine=(204, 404))
+
+    async def inspect_exec(self, reference: str) -> _Object | None:
+        """Return the description of an exec instance; None when there is none."""
+        return await self._find(f"/exec/{_segment(reference)}/json")
+
+    async def inspect_image(self, reference: str) -> _Object | None:
+        """Return an image's description; None when there is none."""
+        return await self._find(f"/images/{_segment(reference)}/json")
+
+    # -- volumes and networks
+
+    async def inspect_volume(self, name: str) -> _Object | None:
+        """Return a volume's description; None when there is none."""
+        return await self._find(f"/volumes/{_segment(name)}")
+
+    async def create_volume(self, document: Mapping[str, object]) -> _Object:
+        """Make a volume, unless there is one of its name; return the description of what is there now.
+
+        :param document: as the API's ``/volumes/create`` takes it.
+        """
+        created = await self._call("/volumes/create", method="POST", document=document, fine=(200, 201))
+        return cast("_Object", created)
 
     async def mounted_paths(self) -> frozenset[str]:
         """Return the paths of the daemon's host that anything has mounted or may mount: all containers, all volumes."""
-        containers = cast("list[dict[str, Any]]", await self._get("/containers/json", {"all": "1"}))
+        containers = await self._list_containers()
         found = {str(mount.get("Source")) for container in containers for mount in container.get("Mounts") or ()}
-        volumes = cast("dict[str, Any]", await self._get("/volumes", {}))
+        volumes = cast("_Object", await self._call("/volumes"))
         for volume in volumes.get("Volumes") or ():
             found.add(str((volume.get("Options") or {}).get("device")))
         return frozenset(path for path in found if path.startswith("/"))
 
-    async def remove_container(self, container: str) -> None:
-        """Remove a container that does not run; it is no error when it is gone already."""
-        call = Deferred.fromCoroutine(self._remove(f"/containers/{_segment(container)}"))
-        call.addTimeout(TIMEOUT, self._reactor, onTimeoutCancel=_timed_out("the removal of a container"))
-        await call
+    async def inspect_network(self, reference: str) -> _Object | None:
+        """Return a network's description by any spelling of its id or name; None when there is none."""
+        return await self._find(f"/networks/{_segment(reference)}")
 
-    async def _remove(self, path: str) -> None:
-        response = await self._request(path, {}, "DELETE")
-        if response.code not in (204, 404):
-            raise await self._error(response)
-        await self._body(response)
+    async def bridge_gateway(self) -> str:
+        """Return the IPv4 address that the default bridge's gateway has on the remote host; "" when there is none."""
+        network = await self._find("/networks/bridge")
+        pools = ((network or {}).get("IPAM") or {}).get("Config") or []
+        return next((str(one["Gateway"]) for one in pools if "." in str(one.get("Gateway") or "")), "")
+
+    # -- the daemon
+
+    async def info(self) -> _Object:
+        """Return what the daemon tells of itself and its host."""
+        return cast("_Object", await self._call("/info"))
 
     def follow_events(
-        self, filters: Mapping[str, Sequence[str]], since: float | None, seen: Callable[[dict[str, Any]], None]
+        self, filters: Mapping[str, Sequence[str]], since: float | None, seen: Callable[[_Object], None]
     ) -> Deferred[None]:
         """Call ``seen`` with each event as it happens.
 
+        :param filters: of the API's ``/events``: name -> values.
         :param since: the daemon's own clock, seconds since the epoch, to begin at; None means now.
         :returns: fires or fails when the stream ends, which it only does when the daemon or the link goes.
             Cancelling it ends the stream.
         """
-        params = {"filters": json.dumps({key: list(values) for key, values in filters.items()})}
+        parameters = {"filters": json.dumps({key: list(values) for key, values in filters.items()})}
         if since is not None:
-            params["since"] = f"{since:.9f}"
-        return Deferred.fromCoroutine(self._follow(params, seen))
+            parameters["since"] = f"{since:.9f}"
+        return Deferred.fromCoroutine(self._follow(parameters, seen))
 
-    async def _follow(self, params: dict[str, str], seen: Callable[[dict[str, Any]], None]) -> None:
-        call = Deferred.fromCoroutine(self._request("/events", params))
-        call.addTimeout(TIMEOUT, self._reactor, onTimeoutCancel=_timed_out("/events"))
-        response = await call
+    async def _follow(self, parameters: Mapping[str, str], seen: Callable[[_Object], None]) -> None:
+        response = await self._in_time(self._request("GET", "/events", parameters, None), "/events")
         if response.code != 200:
             raise await self._error(response)
         reader = _EventReader(seen)
         response.deliverBody(reader)
         await reader.ended
 
-    async def _get_or_none(self, path: str) -> dict[str, Any] | None:
+    # -- one call
+
+    async def _find(self, path: str) -> _Object | None:
+        """Make one GET; None when the daemon says that there is no such thing."""
         try:
-            return cast("dict[str, Any]", await self._get(path, {}))
+            return cast("_Object", await self._call(path))
         except DaemonError as e:
             if e.status == 404:
                 return None
             raise
 
-    async def _get(self, path: str, params: dict[str, str]) -> object:
-        call = Deferred.fromCoroutine(self._get_whole(path, params))
-        call.addTimeout(TIMEOUT, self._reactor, onTimeoutCancel=_timed_out(path))
-        return await call
+    async def _call(
+        self,
+        path: str,
+        parameters: Mapping[str, str] | None = None,
+        *,
+        method: str = "GET",
+        document: Mapping[str, object] | None = None,
+        fine: Collection[int] = (200,),
+    ) -> object:
+        """Make one call in :data:`TIMEOUT`; return the document that it is answered with, None for none.
 
-    async def _get_whole(self, path: str, params: dict[str, str]) -> object:
-        response = await self._request(path, params)
-        if response.code != 200:
+        :param parameters: of the query.
+        :param document: what is sent.
+        :param fine: the statuses of answers that are no error.
+        """
+        exchange = self._exchange(method, path, parameters or {}, document, fine)
+        return await self._in_time(exchange, path if method == "GET" else f"{method} {path}")
+
+    def _in_time(self, work: Coroutine[Any, Any, Result], what: str) -> Deferred[Result]:
+        return Deferred.fromCoroutine(work).addTimeout(TIMEOUT, self._reactor, onTimeoutCancel=_timed_out(what))
+
+    async def _exchange(
+        self,
+        method: str,
+        path: str,
+        parameters: Mapping[str, str],
+        document: Mapping[str, object] | None,
+        fine: Collection[int],
+    ) -> object:
+        response = await self._request(method, path, parameters, document)
+        if response.code not in fine:
             raise await self._error(response)
         body = await self._body(response)
         try:
-            return json.loads(body)
+            return json.loads(body) if body else None
         except ValueError:
             raise DaemonUnreachable(f"the Docker daemon answered {path} with something that is not JSON") from None
 
     async def _request(
-        self, path: str, params: dict[str, str], method: str = "GET", document: Mapping[str, object] | None = None
+        self, method: str, path: str, parameters: Mapping[str, str], document: Mapping[str, object] | None
     ) -> IResponse:
         try:
             # The host part is only for the Host header: the endpoint is fixed.
-            body: dict[str, Any] = {} if document is None else _json_body(document)
-            call = self._client().request(method, f"http://docker{path}", params=params, unbuffered=True, **body)
+            body: _Object = {} if document is None else _json_body(document)
+            url = f"http://docker{path}"
+            call = self._client().request(method, url, params=dict(parameters), unbuffered=True, **body)
             return cast("IResponse", await call)
         except RdaError:
             raise
@@ -242,24 +269,24 @@ def _reason(error: Exception) -> str:
     return str(error)
 
 
-def _timed_out(path: str) -> Callable[[object, float], object]:
-    def on_cancel(result: object, timeout: float) -> object:
+def _timed_out(what: str) -> Callable[[Result | Failure, float], Result | Failure]:
+    def on_cancel(result: Result | Failure, timeout: float) -> Result | Failure:
         # Called only when the time is up; what failed is whatever the cancellation hit.
         if isinstance(result, Failure):
-            raise DaemonUnreachable(f"the Docker daemon did not answer {path} within {timeout:.0f} s")
+            raise DaemonUnreachable(f"the Docker daemon did not answer {what} within {timeout:.0f} s")
         return result
 
     return on_cancel
 
 
-def _json_body(document: Mapping[str, object]) -> dict[str, Any]:
+def _json_body(document: Mapping[str, object]) -> _Object:
     """What treq is told of a request's body."""
     return {"data": _WholeBody(json.dumps(document).encode()), "headers": {"Content-Type": "application/json"}}
 
 
 @implementer(IBodyProducer)
 class _WholeBody:
-    """A small body, written at once."""
+    """A small body, written at once. treq's own producer would go to the global reactor for its turns."""
 
     def __init__(self, data: bytes) -> None:
         self.length = len(data)
@@ -329,7 +356,7 @@ class _BodyReader(_Reader[bytes]):
 class _EventReader(_Reader[None]):
     """Splits the stream of events: the daemon ends each JSON document with a newline."""
 
-    def __init__(self, seen: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, seen: Callable[[_Object], None]) -> None:
         super().__init__()
         self._seen = seen
         self._rest = b""

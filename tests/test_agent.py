@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import gc
-import stat
 import subprocess
 import sys
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from twisted.application.service import Service
@@ -23,7 +21,6 @@ from rda.config import Config, Context, Remote
 from rda.errors import ConfigError, RdaError
 from rda.ssh.link import Link
 from rda.ssh.shared import Links
-from rda.state import identity, private_directory
 from rda.status import ContextStatus, LinkStatus, Problem
 
 
@@ -34,23 +31,6 @@ class AgentTests(SynchronousTestCase):
         program = f"import sys, rda.agent; print([name for name in {late} if name in sys.modules])"
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
         self.assertEqual(done.stdout, "[]\n")
-
-    def test_identity(self) -> None:
-        """The identity of a context is made once, unlike any other, and only its owner can read it."""
-        first, second = Path(self.mktemp()), Path(self.mktemp())
-        for directory in (first, second):
-            private_directory(directory)
-        made = identity(first)
-        self.assertEqual(identity(first), made)
-        self.assertNotEqual(identity(second), made)
-        self.assertEqual(stat.S_IMODE((first / "owner").stat().st_mode), 0o600)
-
-    def test_damaged_identity(self) -> None:
-        """A damaged identity is not replaced: the containers and copies that it owns would be lost sight of."""
-        directory = Path(self.mktemp())
-        private_directory(directory)
-        (directory / "owner").write_text("x")
-        self.assertIn("is damaged", str(self.assertRaises(RdaError, identity, directory)))
 
     def test_settled(self) -> None:
         """A service is ready when a link is there and none is on its way; nothing waits for one that failed."""

@@ -22,7 +22,6 @@ from rda.proxy.listeners import (
     endpoint_problem,
     is_network,
     listen,
-    private_directory,
 )
 
 
@@ -221,10 +220,3 @@ class UnixTests(SynchronousTestCase):
         """What the system says is passed on, with the path."""
         self.path = Path("/proc/x/y.sock")
         self.assertIn("/proc/x", self.refusal())
-
-    def test_private_directory(self) -> None:
-        """A state directory that others could enter is closed to them."""
-        directory = self.directory / "state"
-        directory.mkdir(mode=0o755)
-        private_directory(directory)
-        self.assertEqual(self.mode(directory), 0o700)

@@ -1,16 +1,17 @@
-"""rda.state: a state directory has one process."""
+"""rda.state: a state directory is its owner's, has one process and keeps one identity."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
+import stat
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from rda.errors import StateInUse
-from rda.state import StateLock
+from rda.errors import RdaError, StateInUse
+from rda.state import StateLock, identity, private_directory
 
 
 class StateLockTests(SynchronousTestCase):
@@ -49,3 +50,33 @@ class StateLockTests(SynchronousTestCase):
         (self.directory / "lock").symlink_to(target)
         self.assertRaises(OSError, StateLock(self.directory).take)
         self.assertEqual(target.read_text(), "precious")
+
+
+class PrivateDirectoryTests(SynchronousTestCase):
+    def test_open_to_others(self) -> None:
+        """A state directory that others could enter is closed to them."""
+        directory = Path(self.mktemp())
+        directory.mkdir(mode=0o755)
+        private_directory(directory)
+        self.assertEqual(stat.S_IMODE(directory.stat().st_mode), 0o700)
+
+
+class IdentityTests(SynchronousTestCase):
+    def directory(self) -> Path:
+        directory = Path(self.mktemp())
+        private_directory(directory)
+        return directory
+
+    def test_made_once(self) -> None:
+        """The identity of a context is made once, unlike any other, and only its owner can read it."""
+        first, second = self.directory(), self.directory()
+        made = identity(first)
+        self.assertEqual(identity(first), made)
+        self.assertNotEqual(identity(second), made)
+        self.assertEqual(stat.S_IMODE((first / "owner").stat().st_mode), 0o600)
+
+    def test_damaged(self) -> None:
+        """A damaged identity is not replaced: the containers and copies that it owns would be lost sight of."""
+        directory = self.directory()
+        (directory / "owner").write_text("x")
+        self.assertIn("is damaged", str(self.assertRaises(RdaError, identity, directory)))
