@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rda.ports.forwards import STARTING_SECONDS
+from rda.ports.tcp import STARTING_SECONDS
 from tests.live.host import EXIT_UNSUPPORTED, SSHD_PORT, RemoteHost, wait_until
 from tests.live.process import free_port, rda_command, throwaway_options
 from tests.live.rootfs import Unsupported

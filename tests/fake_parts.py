@@ -29,7 +29,7 @@ class FakeForwards:
         self.open: dict[str, Mapping[str, int] | None] = {}
         self.wanted: dict[str, Any] = {}
 
-    def reserve(self, container: str, name: str, wanted: Any, all_or_none: bool = True) -> Deferred[Any]:
+    def reserve(self, container: str, name: str, wanted: Any, *, all_or_none: bool = True) -> Deferred[Any]:
         self.journal.append(f"reserve {name} " + ",".join(one.key for one in wanted))
         if (self.failure or self.rivals(container, wanted)) and all_or_none:
             return fail(self.failure or PortUnavailable("port is already allocated"))
@@ -37,9 +37,8 @@ class FakeForwards:
         self.open.setdefault(container, None)
         return succeed(Reservation(container, {}, str(self.failure or "")))
 
-    def attach(self, container: str, remote: Mapping[str, int]) -> Deferred[None]:
+    def attach(self, container: str, remote: Mapping[str, int]) -> None:
         self.open[container] = dict(remote)
-        return succeed(None)
 
     def release(self, container: str) -> Deferred[None]:
         self.open.pop(container, None)

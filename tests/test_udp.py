@@ -115,7 +115,7 @@ class UDPCase(SynchronousTestCase):
         return self.ports[-1]
 
     def attach(self, remote: int = 32768) -> None:
-        self.successResultOf(self.forwards.attach("c1", {"53/udp": remote}))
+        self.forwards.attach("c1", {"53/udp": remote})
 
     def send(self, data: bytes, client: int = 1, port: int = 0) -> None:
         """A client sends a datagram."""
@@ -271,7 +271,7 @@ class FlowTests(UDPCase):
         self.successResultOf(self.forwards.reserve("c2", "other", [Published(53, "udp")]))
         self.ports[2].protocol.datagramReceived(b"early", ("127.0.0.1", 1))
         self.assertEqual(self.host.endpoint.peers, [])
-        self.successResultOf(self.forwards.attach("c2", {"53/udp": 1}))
+        self.forwards.attach("c2", {"53/udp": 1})
         self.network.pump()
         relay = self.relay()
         self.assertEqual(frames(relay.take()[2:]), [(0, 1, b"early")])

@@ -239,7 +239,7 @@ class Reconciler(Service):
         else:
             self._problems.pop(container, None)
             self._unblocked(container)
-        await self._forwards.attach(container, owned.request.remote_ports(description, owned.ports))
+        self._forwards.attach(container, owned.request.remote_ports(description, owned.ports))
 
     def _try_again(self, container: str) -> None:
         """A running container lacks a port that something else holds: look again by and by, until it is free."""

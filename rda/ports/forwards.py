@@ -8,76 +8,30 @@ connections of what stays are not touched. Connections accepted before it is kno
 from __future__ import annotations
 
 import errno
-import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IAddress, IListeningPort, IReactorTime
-from twisted.internet.protocol import Factory
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from rda.deferreds import follow
 from rda.docker.ports import Listener, Listeners, Published, shown_addresses
 from rda.errors import PortUnavailable
 from rda.interfaces import IRemoteHost
-from rda.ports.splice import Splice
+from rda.ports.tcp import ListenTCP, TCPForward, tcp_listener
 from rda.ports.udp import ListenUDP, UDPForward, probe, udp_listener
 from rda.status import ForwardStatus
 
-__all__ = ["MAX_CONNECTIONS", "MAX_HELD", "MAX_PORTS", "Forwards", "Reservation", "listener"]
-
-#: Open connections of one forward; a further one is reset. Each takes a descriptor here and a channel of the link.
-MAX_CONNECTIONS = 4096
-
-#: Connections of one forward that wait for the container to come up; Docker's queue for them is the kernel's.
-MAX_HELD = 128
-
-#: Seconds after a container's start in which a program that does not listen yet is waited for. Docker's own proxy would
-#: close the first connections of somebody who connects as soon as start returns.
-STARTING_SECONDS = 2.0
+__all__ = ["MAX_PORTS", "Forwards", "Reservation"]
 
 #: Local listeners of one container: a descriptor each.
 MAX_PORTS = 2048
 
 #: Attempts to find a free port that is free on every default address.
 EPHEMERAL_ATTEMPTS = 16
-
-#: Connections that the kernel completes before we accept them: the most that Linux takes by default (somaxconn).
-BACKLOG = 4096
-
-#: Opens a listener: (factory, address, port) -> the port. Raises CannotListenError.
-Listen = Callable[[Factory, str, int], IListeningPort]
-
-
-def listener(reactor: Any) -> Listen:
-    """Return a function that opens TCP listeners with ``reactor``.
-
-    Unlike ``listenTCP``, an IPv6 listener never takes the IPv4 port too (RFC 3493, section 5.3): the two families are
-    published one by one.
-    """
-
-    def listen(factory: Factory, address: str, port: int) -> IListeningPort:
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        try:
-            with socket.socket(family, socket.SOCK_STREAM) as opened:
-                opened.setblocking(False)
-                opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                # What is accepted inherits these. A connection may be idle for days, with its peer long gone: probe it.
-                opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if family == socket.AF_INET6:
-                    opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                opened.bind((address, port))
-                opened.listen(BACKLOG)
-                adopted: IListeningPort = reactor.adoptStreamPort(opened.fileno(), family, factory)
-                return adopted
-        except OSError as error:
-            raise CannotListenError(address, port, error) from error
-
-    return listen
 
 
 @dataclass(frozen=True)
@@ -102,7 +56,7 @@ class _NotForwarded:
 
 
 #: TCP and UDP have the same face to the table.
-_AnyForward: TypeAlias = "_Forward | UDPForward"
+_Forward: TypeAlias = TCPForward | UDPForward
 
 
 @dataclass
@@ -110,127 +64,18 @@ class _Container:
     """A container's part of the table."""
 
     name: str
-    forwards: dict[Published, _AnyForward] = field(default_factory=dict)
+    forwards: dict[Published, _Forward] = field(default_factory=dict)
     missing: tuple[_NotForwarded, ...] = ()
-
-
-class _Forward:
-    """One published port: its listeners, its connections, and where they lead.
-
-    :ivar port: the local port, the same on every address.
-    :ivar remote: the port on the remote host's 127.0.0.1, or None while it is not known.
-    :ivar dropped: connections that were refused, being too many.
-    """
-
-    def __init__(self, host: IRemoteHost, clock: IReactorTime, listen: Listen, published: Published) -> None:
-        self._host = host
-        self._clock = clock
-        self._listen = listen
-        self._factory = Factory()
-        self._factory.noisy = False
-        self._factory.buildProtocol = self._build  # type: ignore[assignment,method-assign]
-        self.published = published
-        self.listening: list[IListeningPort] = []
-        self.addresses: list[str] = []
-        self.port = 0
-        self.remote: int | None = None
-        self._starting_until = 0.0
-        self.total = 0
-        self._connections: set[Splice] = set()
-        self.dropped = self._bytes_in = self._bytes_out = 0
-
-    def listen_on(self, address: str, port: int) -> None:
-        """Open a listener.
-
-        :param port: 0 for any free one.
-        :raises CannotListenError: it cannot be opened.
-        """
-        opened = self._listen(self._factory, address, port)
-        self.listening.append(opened)
-        self.addresses.append(address)
-        self.port = opened.getHost().port  # type: ignore[attr-defined]
-
-    def _build(self, address: IAddress | None) -> Splice:
-        """Make the protocol of an accepted connection."""
-        return Splice(self._clock, self._accepted, self._over)
-
-    def _accepted(self, connection: Splice) -> None:
-        held = sum(not one.joined for one in self._connections) if self.remote is None else 0
-        if len(self._connections) >= MAX_CONNECTIONS or held >= MAX_HELD:
-            self.dropped += 1
-            connection.abort()
-            return
-        self._connections.add(connection)
-        self.total += 1
-        if self.remote is not None:
-            self._join(connection, self.remote)
-
-    def _join(self, connection: Splice, remote: int) -> None:
-        """Connect to the remote port; without a link nobody waits for one, as nobody waits for a cut cable."""
-        if self._host.connected:
-            connection.join(self._host.tcp("127.0.0.1", remote), self._starting_until)
-        else:
-            connection.abort()
-
-    def _over(self, connection: Splice) -> None:
-        self._connections.discard(connection)
-        self._bytes_in += connection.bytes_in
-        self._bytes_out += connection.bytes_out
-
-    def lead_to(self, remote: int) -> None:
-        """Say where connections lead, those that wait among them; open ones stay where they are."""
-        if remote != self.remote:
-            self._starting_until = self._clock.seconds() + STARTING_SECONDS
-        self.remote = remote
-        for connection in [one for one in self._connections if not one.joined]:
-            self._join(connection, remote)
-
-    def shut(self) -> Deferred[Any]:
-        """Accept no more, and let go of what waits; open connections end with the container that serves them."""
-        for connection in [one for one in self._connections if not one.joined]:
-            connection.abort()
-        listening, self.listening = self.listening, []
-        closing = [port.stopListening() for port in listening]
-        return DeferredList([one for one in closing if one is not None], consumeErrors=True)
-
-    @property
-    def busy(self) -> bool:
-        """Whether connections are open."""
-        return bool(self._connections)
-
-    def abort(self) -> None:
-        """End every connection at once."""
-        for connection in list(self._connections):
-            connection.abort()
-
-    @property
-    def connections(self) -> int:
-        """Connections now."""
-        return len(self._connections)
-
-    @property
-    def bytes_in(self) -> int:
-        """Bytes from clients so far."""
-        return self._bytes_in + sum(one.bytes_in for one in self._connections)
-
-    @property
-    def bytes_out(self) -> int:
-        """Bytes to clients so far."""
-        return self._bytes_out + sum(one.bytes_out for one in self._connections)
-
-    @property
-    def problem(self) -> str:
-        """What a person should know of it, or ""."""
-        return f"{self.dropped} connections were refused: too many at once" if self.dropped else ""
 
 
 class Forwards:
     """The forwards of one context.
 
     :param host: where the containers are.
-    :param reactor: clock, and opener of listeners unless ``listen`` is given.
+    :param reactor: clock, and opener of listeners unless ``listen_tcp`` and ``listen_udp`` are given.
     :param publish_address: the local addresses that an empty HostIp means.
-    :param listen: opens one TCP listener, see :func:`listener`; ``listen_udp``, one for UDP.
+    :param listen_tcp: opens one TCP listener, see :func:`~rda.ports.tcp.tcp_listener`.
+    :param listen_udp: opens one UDP listener, see :func:`~rda.ports.udp.udp_listener`.
     """
 
     _log = Logger()
@@ -240,23 +85,23 @@ class Forwards:
         host: IRemoteHost,
         reactor: Any,
         publish_address: Sequence[str] = ("127.0.0.1", "::1"),
-        listen: Listen | None = None,
+        listen_tcp: ListenTCP | None = None,
         listen_udp: ListenUDP | None = None,
     ) -> None:
         self._host = host
         self._clock: IReactorTime = reactor
-        self._listen = listen or listener(reactor)
+        self._listen_tcp = listen_tcp or tcp_listener(reactor)
         self._listen_udp = listen_udp or udp_listener(reactor)
         self._publish_address = tuple(publish_address)
         self._containers: dict[str, _Container] = {}
         self._closing: set[Deferred[Any]] = set()
-        self._leaving: set[_AnyForward] = set()
+        self._leaving: set[_Forward] = set()
         self._relays_udp = False
 
     # Changing the table.
 
     def reserve(
-        self, container: str, name: str, wanted: Iterable[Published], all_or_none: bool = True
+        self, container: str, name: str, wanted: Iterable[Published], *, all_or_none: bool = True
     ) -> Deferred[Reservation]:
         """Open all local listeners that a container wants, and close those that it no longer does.
 
@@ -293,7 +138,7 @@ class Forwards:
         entry.missing = (*missing, *(_NotForwarded(one, str(error)) for one, error in failed))
         return Reservation(container, self._listeners(entry), "; ".join(str(error) for _, error in failed))
 
-    def attach(self, container: str, remote_ports: Mapping[str, int]) -> Deferred[None]:
+    def attach(self, container: str, remote_ports: Mapping[str, int]) -> None:
         """Say where a running container's ports lead; connections that waited go there now.
 
         A port that the daemon does not publish (no network connects it at the moment) is closed here too, until it
@@ -302,16 +147,16 @@ class Forwards:
         :param remote_ports: container port (``80/tcp``) -> port of the remote host's 127.0.0.1.
         """
         entry = self._containers.get(container)
-        for published, forward in list(entry.forwards.items()) if entry else ():
+        if entry is None:
+            return
+        for published, forward in list(entry.forwards.items()):
             remote = remote_ports.get(published.key)
             if remote is not None:
                 forward.lead_to(remote)
                 continue
-            assert entry is not None
             self._shut(entry.forwards.pop(published))
             reason = "the remote daemon does not publish it: the container is on no network that could"
             entry.missing = (*entry.missing, _NotForwarded(published, reason))
-        return succeed(None)
 
     def release(self, container: str) -> Deferred[None]:
         """Close a container's listeners; fires when they are closed.
@@ -382,9 +227,9 @@ class Forwards:
 
     def _open_all(
         self, endpoint: _Endpoint, wanted: Sequence[Published], all_or_none: bool
-    ) -> tuple[dict[Published, _AnyForward], list[tuple[Published, PortUnavailable]]]:
+    ) -> tuple[dict[Published, _Forward], list[tuple[Published, PortUnavailable]]]:
         """Open listeners; return those that are open now, and those that cannot (with ``all_or_none``: one)."""
-        opened: dict[Published, _AnyForward] = {}
+        opened: dict[Published, _Forward] = {}
         failed: list[tuple[Published, PortUnavailable]] = []
         if len(wanted) > MAX_PORTS:
             what = f"{endpoint.name} publishes {len(wanted)} ports; rda opens at most {MAX_PORTS}"
@@ -398,7 +243,7 @@ class Forwards:
                     break
         return opened, failed
 
-    def _open(self, endpoint: _Endpoint, published: Published) -> _AnyForward:
+    def _open(self, endpoint: _Endpoint, published: Published) -> _Forward:
         """Open the listeners of one published port, on the first number of its range that is free."""
         numbers = range(published.first, published.last + 1) if published.first else (0,) * EPHEMERAL_ATTEMPTS
         failure: CannotListenError | None = None
@@ -416,12 +261,12 @@ class Forwards:
         assert failure is not None
         raise _unavailable(endpoint, published, failure)
 
-    def _make(self, published: Published) -> _AnyForward:
+    def _make(self, published: Published) -> _Forward:
         if published.protocol == "udp":
             return UDPForward(self._host, self._clock, self._listen_udp, published)
-        return _Forward(self._host, self._clock, self._listen, published)
+        return TCPForward(self._host, self._clock, self._listen_tcp, published)
 
-    def _open_at(self, forward: _AnyForward, number: int) -> None:
+    def _open_at(self, forward: _Forward, number: int) -> None:
         """Open one port number on every address that is meant.
 
         :param number: 0 for any free one: the first address decides, the others follow.
@@ -440,7 +285,7 @@ class Forwards:
         if not forward.listening and absent is not None:
             raise absent
 
-    def _shut(self, forward: _AnyForward) -> Deferred[Any]:
+    def _shut(self, forward: _Forward) -> Deferred[Any]:
         """Close a forward's listeners, and remember that until it is done."""
         closing = forward.shut()
         self._leaving = {one for one in (*self._leaving, forward) if one.busy}
