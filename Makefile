@@ -8,7 +8,7 @@ export PYTHON
 VENV := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help run demo host browser test unit live soak check format bench dist man pythons clean
+.PHONY: help run demo host browser test unit live soak check format bench dist deb man pythons clean
 help:
 	@echo 'make run     start rda against REMOTE=user@host, or against a throwaway remote host (root on Linux);'
 	@echo '             ARGS=... are further options of rda, such as --listen tcp:2375:interface=127.0.0.1'
@@ -23,6 +23,7 @@ help:
 	@echo 'make format  let ruff lay out the code'
 	@echo 'make bench   measure'
 	@echo 'make dist    the source distribution and the wheel, in dist/'
+	@echo 'make deb     a Debian package for this machine (rda with all that it needs, in /opt/rda), in dist/'
 	@echo 'make man     the manual page, build/rda.1'
 	@echo 'make pythons unit tests on every Python here that rda supports'
 	@echo 'make clean   end and remove the throwaway remote host, .venv and what tools left'
@@ -70,6 +71,9 @@ bench: $(INSTALLED)
 
 dist: $(INSTALLED)
 	@$(VENV)/python -m build --no-isolation
+
+deb: $(INSTALLED)
+	@etc/debian/build $(VENV)/pip dist
 
 man: $(INSTALLED)
 	@mkdir -p build

@@ -154,6 +154,10 @@ class Machine:
         self.run("/bin/sh", "-c", 'mkdir -p "${1%/*}" && cat > "$1" && chmod "$2" "$1" && chown "$3" "$1"', "write",
                  path, mode, owner, stdin=text)  # fmt: skip
 
+    def copy(self, file: Path, path: str) -> None:
+        """Bring a file of this machine into it."""
+        shutil.copyfile(file, f"/proc/{self._pid}/root{path}")
+
     def stop(self) -> None:
         """End it, and everything in it."""
         self._process.kill()
