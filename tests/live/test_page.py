@@ -126,9 +126,14 @@ class PageTests(SynchronousTestCase):
         self.assertEqual(page.complaints(), [])
 
     def test_screen_reader(self) -> None:
-        """What a screen reader gets: landmarks, headings, a named chart, progress bars and tables."""
+        """What a screen reader gets: landmarks, headings, a named chart, progress bars and tables; on a phone too."""
+        on_a_phone = [role for role, _ in self.visit(PHONE).accessibility()]
         page = self.visit()
         seen = page.accessibility()
+        for role in ("table", "row", "columnheader", "cell"):
+            self.assertEqual(on_a_phone.count(role), [one for one, _ in seen].count(role), role)
+        landmarks = [one for one in seen if one[0] in ("region", "main", "banner", "contentinfo")]
+        self.assertEqual(sorted(landmarks), sorted(set(landmarks)))
         roles = {role for role, _ in seen}
         for role in ("main", "banner", "contentinfo", "heading", "table", "progressbar", "status", "link"):
             self.assertIn(role, roles)

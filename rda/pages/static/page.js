@@ -71,8 +71,9 @@ const MIRROR_WORDS = { idle: "in sync", scanning: "looking", applying: "transfer
 const FORWARD_LOOKS = { open: "good", reserved: "wait", "not forwarded": "bad" };
 
 const badge = (text, look) => element("span", { class: `badge ${look || ""}` }, text);
-const card = (kind, title, ...content) =>
-  element("section", { class: `card ${kind}`, "aria-label": title }, element("h3", {}, title), ...content);
+// No landmarks, which would have the same names in each context: the headings lead to them.
+const card = (kind, title, ...content) => element("div", { class: `card ${kind}` }, element("h3", {}, title), ...content);
+const capital = (word) => word.charAt(0).toUpperCase() + word.slice(1);
 // A path may be broken after a slash.
 const path = (text) => text.split(/(?<=\/)(?=.)/).flatMap((part, n) => (n ? [element("wbr"), part] : [part]));
 const empty = (...words) => element("p", { class: "empty" }, ...words);
@@ -92,7 +93,7 @@ function problemsOf(context) {
 
 function problem(one, now, kind) {
   return element("div", { class: `problem ${kind || ""}` },
-    element("strong", {}, path(one.subject)),
+    one.message.startsWith(one.subject) ? null : element("strong", {}, path(one.subject)),
     element("p", {}, one.message),
     one.since ? element("p", { class: "at" }, `since ${ago(one.since, now)}`) : null);
 }
@@ -103,9 +104,10 @@ function niceTop(milliseconds) {
 }
 
 // The chart of round trips: time from left to right, from zero upwards; broken where the link was.
-function chart(samples, now) {
+function chart(samples, measured, now) {
   if (samples.length < 2) {
-    return [element("div", { class: "chart blank" }, element("p", { class: "none" }, "no measurements yet"))];
+    const words = measured ? "a chart comes with the next measurements" : "no measurements yet";
+    return [element("div", { class: "chart blank" }, element("p", { class: "none" }, words))];
   }
   const [width, height] = [600, 100];
   const times = samples.map(([time]) => time);
@@ -149,12 +151,12 @@ function linkCard(link, now) {
   return card("link", "Round trip",
     element("p", { class: "latency" },
       element("strong", {}, link.round_trip === null ? "–" : span(link.round_trip)), element("span", {}, range)),
-    chart(trips, now),
+    chart(trips, link.round_trip !== null, now),
     facts([
-      [link.state === "connected" ? "Connected for" : `${link.state} for`, link.since ? span(Math.max(0, now - link.since)) : ""],
+      [`${capital(link.state)} for`, link.since ? span(Math.max(0, now - link.since)) : ""],
       ["Next attempt", next],
       ["Docker socket via", link.socket_via],
-      ["Connected so far", plural(link.connects, "time", "times")],
+      ["Connections so far", number(link.connects)],
       ["Server", link.server.replace(/^SSH-2\.0-/, "")],
       ["Cipher", link.cipher.replace(/@.*/, "")],
     ]));
@@ -219,13 +221,15 @@ function mirrorRow(mirror, waiting, now) {
 }
 
 function table(name, heads, rows) {
+  // The roles are those of the elements, which browsers forget where the style makes a list of the table.
   const cell = ([text, kind], n) =>
-    element("td", { class: kind || null, "data-label": heads[n][2] ? heads[n][0] : null }, text);
-  return element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": name },
-    element("table", {},
+    element("td", { role: "cell", class: kind || null, "data-label": heads[n][2] ? heads[n][0] : null }, text);
+  const head = ([text, kind]) => element("th", { role: "columnheader", scope: "col", class: kind || null }, text);
+  return element("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": name },
+    element("table", { role: "table" },
       element("caption", { class: "unseen" }, name),
-      element("thead", {}, element("tr", {}, heads.map(([head, kind]) => element("th", { scope: "col", class: kind || null }, head)))),
-      element("tbody", {}, rows.map((row) => element("tr", {}, row.map(cell))))));
+      element("thead", { role: "rowgroup" }, element("tr", { role: "row" }, heads.map(head))),
+      element("tbody", { role: "rowgroup" }, rows.map((row) => element("tr", { role: "row" }, row.map(cell))))));
 }
 
 function localPort(forward) {
