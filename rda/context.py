@@ -157,20 +157,7 @@ class ContextAgent(Service):
         self._api = api = DaemonAPI(reactor, link.docker())
         self._forwards = forwards = Forwards(link, reactor, publish_address=context.publish_address)
         sources = Sources(_system(), Rules.of((rule.pattern, rule.where) for rule in context.rules))
-        plain = bool(context.access)  # a policy has judged where sources really lead
-        settings = {
-            rule.pattern: Settings(rule.mode, rule.ignore, plain, OwnerChoice(rule.owner, rule.world_writable))
-            for rule in context.rules
-        }
-        self._mirrors = mirrors = Mirrors(
-            link,
-            str(self._state_dir),
-            owner,
-            context.sync_root,
-            reactor,
-            settings=lambda source: settings.get(sources.rule(source).pattern, Settings(plain=plain)),
-            mounted=lambda: Deferred.fromCoroutine(api.mounted_paths()),
-        )
+        self._mirrors = mirrors = self._make_mirrors(owner, sources)
         host_forwards = HostForwards([(one.container, read_ports(one.ports)) for one in context.forwards])
         self._reconciler = reconciler = Reconciler(
             reactor, api, forwards, mirrors, owner, sources.mirrored, self._made_here, host_forwards
@@ -207,6 +194,23 @@ class ContextAgent(Service):
             identify=callers,
             own=self._pages,
             gate=gate,
+        )
+
+    def _make_mirrors(self, owner: str, sources: Sources) -> Mirrors:
+        context, api = self.context, self._api
+        plain = bool(context.access)  # a policy has judged where sources really lead
+        settings = {
+            rule.pattern: Settings(rule.mode, rule.ignore, plain, OwnerChoice(rule.owner, rule.world_writable))
+            for rule in context.rules
+        }
+        return Mirrors(
+            self._link,
+            str(self._state_dir),
+            owner,
+            context.sync_root,
+            self._reactor,
+            settings=lambda source: settings.get(sources.rule(source).pattern, Settings(plain=plain)),
+            mounted=lambda: Deferred.fromCoroutine(api.mounted_paths()),
         )
 
     def _gate(self, containers: Containers, owner: str, sources: Sources) -> Gate | None:

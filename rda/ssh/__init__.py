@@ -15,6 +15,6 @@ From the top to the bottom::
     channels         the connection service and its channels as endpoints; stream: one as a transport,
                      command_channel: a command's
     sftp             the remote file system
-    keys             keys and certificates as values; known_hosts: looking them up
+    keys             public keys and certificates as values; known_hosts: looking them up; private_keys: their files
     network_watch    noticing that the network has changed; program: running a local program
 """

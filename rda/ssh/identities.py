@@ -20,16 +20,14 @@ from rda.deferreds import Waiters
 from rda.ssh.agent import AgentClient, AgentKey
 from rda.ssh.keys import (
     CERTIFICATE_SUFFIX,
-    KeyEncrypted,
     KeyUnreadable,
     fingerprint,
     key_type,
-    load_private_key,
     load_public_line,
     parse_certificate,
     plain_blob,
-    public_in_private_file,
 )
+from rda.ssh.private_keys import KeyEncrypted, load_private_key, public_in_private_file
 
 __all__ = ["AskPassphrase", "Candidate", "IdentityFile", "KeyStore", "KeyUnusable", "order_candidates"]
 

@@ -1,59 +1,41 @@
-"""SSH keys and certificates as they are on disk and on the wire: pure functions and values.
+"""SSH public keys and certificates as they are on disk and on the wire: pure functions and values.
 
-Private keys are read in every format OpenSSH writes: PKCS#8 and the older PEM forms (through ``cryptography``), and
-``openssh-key-v1`` (OpenSSH's PROTOCOL.key) with each of its ciphers. Certificates follow OpenSSH's PROTOCOL.certkeys.
-Public keys are kept as wire blobs (RFC 4253, section 6.6), so that a type this program cannot compute with (a
-security key, a certificate of one) can still be offered, listed and compared.
+Certificates follow OpenSSH's PROTOCOL.certkeys; private keys are in :mod:`rda.ssh.private_keys`. Public keys are kept
+as wire blobs (RFC 4253, section 6.6), so that a type this program cannot compute with (a security key, a certificate
+of one) can still be offered, listed and compared.
 """
 
 from __future__ import annotations
 
 import binascii
 import hashlib
-import hmac
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import bcrypt
-from cryptography.exceptions import InvalidSignature, InvalidTag, UnsupportedAlgorithm
-from cryptography.hazmat.decrepit.ciphers.algorithms import TripleDES
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from cryptography.hazmat.primitives.poly1305 import Poly1305
-from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_ssh_private_key
+from cryptography.exceptions import InvalidSignature
 from twisted.conch.ssh import keys as conch_keys
 
 __all__ = [
     "CERTIFICATE_SUFFIX",
     "Certificate",
-    "KeyEncrypted",
     "KeyUnreadable",
+    "Reader",
     "fingerprint",
     "key_type",
-    "load_private_key",
     "load_public_line",
     "parse_certificate",
     "plain_blob",
-    "public_in_private_file",
     "public_key",
+    "rsa_bits",
     "signature_algorithm",
+    "string",
 ]
 
 CERTIFICATE_SUFFIX = b"-cert-v01@openssh.com"
 
-#: bcrypt rounds above this are refused: OpenSSH writes 16 or 24, ``-a 1000`` already takes half a minute, and a
-#: planted file must not be able to stop the program for hours.
-MAX_BCRYPT_ROUNDS = 10_000
-
 #: Principals, options and the like in one certificate; OpenSSH's SSHKEY_CERT_MAX_PRINCIPALS.
 MAX_CERTIFICATE_ITEMS = 256
-
-_OPENSSH_MAGIC = b"openssh-key-v1\0"
-_OPENSSH_PEM = re.compile(
-    rb"-----BEGIN OPENSSH PRIVATE KEY-----\s*(.*?)\s*-----END OPENSSH PRIVATE KEY-----", re.DOTALL
-)
 
 #: Strings of the public part of each key type, after the type's name (RFC 4253, 5656, 8709, PROTOCOL.u2f).
 _PUBLIC_FIELDS = {
@@ -85,11 +67,7 @@ class KeyUnreadable(Exception):
     """The data is no key of a kind this program can use; the message says why, without the file's name."""
 
 
-class KeyEncrypted(Exception):
-    """The private key needs a passphrase, or another one than was given."""
-
-
-class _Reader:
+class Reader:
     """Reads the data types of RFC 4251, section 5; running over the end is a :class:`KeyUnreadable`."""
 
     def __init__(self, data: bytes) -> None:
@@ -98,9 +76,11 @@ class _Reader:
 
     @property
     def at_end(self) -> bool:
+        """Whether all is read."""
         return self.position >= len(self._data)
 
     def take(self, size: int) -> bytes:
+        """Read so many bytes."""
         end = self.position + size
         if end > len(self._data):
             raise KeyUnreadable("it is cut short")
@@ -109,16 +89,20 @@ class _Reader:
         return piece
 
     def number(self, size: int) -> int:
+        """Read an unsigned number of so many bytes."""
         return int.from_bytes(self.take(size), "big")
 
     def string(self) -> bytes:
+        """Read a string."""
         return self.take(self.number(4))
 
     def rest(self) -> bytes:
+        """Read what is left."""
         return self.take(len(self._data) - self.position)
 
 
-def _string(data: bytes) -> bytes:
+def string(data: bytes) -> bytes:
+    """Return a string as it is on the wire (RFC 4251, section 5)."""
     return len(data).to_bytes(4, "big") + data
 
 
@@ -127,7 +111,7 @@ def key_type(blob: bytes) -> bytes:
 
     :raises KeyUnreadable: the blob does not begin with a sensible name.
     """
-    name = _Reader(blob).string()
+    name = Reader(blob).string()
     if not re.fullmatch(rb"[!-~]{1,64}", name):
         raise KeyUnreadable("it does not begin with the name of a key type")
     return name
@@ -256,7 +240,7 @@ class Certificate:
     def signature_is_good(self) -> bool:
         """Whether :attr:`authority` signed this, in a way that is still believed."""
         try:
-            reader = _Reader(self.signature)
+            reader = Reader(self.signature)
             if reader.string() not in _TRUSTED_SIGNATURES:
                 return False
             reader.string()
@@ -283,7 +267,7 @@ def parse_certificate(blob: bytes) -> Certificate:
     plain_kind = _plain_of_certificate_type(kind)
     if plain_kind not in _PUBLIC_FIELDS:
         raise KeyUnreadable(f"a certificate of the unknown type {kind.decode('ascii')}")
-    reader = _Reader(blob)
+    reader = Reader(blob)
     reader.string()  # the type
     reader.string()  # the nonce
     public = [reader.string() for _ in range(_PUBLIC_FIELDS[plain_kind])]
@@ -301,7 +285,7 @@ def parse_certificate(blob: bytes) -> Certificate:
     if not reader.at_end:
         raise KeyUnreadable("something follows the certificate's signature")
     return Certificate(
-        plain=_string(plain_kind) + b"".join(map(_string, public)),
+        plain=string(plain_kind) + b"".join(map(string, public)),
         serial=serial,
         is_host=role == 2,
         key_id=key_id.decode("utf-8", "replace"),
@@ -316,169 +300,9 @@ def parse_certificate(blob: bytes) -> Certificate:
 
 
 def _strings(packed: bytes) -> tuple[bytes, ...]:
-    reader, found = _Reader(packed), []
+    reader, found = Reader(packed), []
     while not reader.at_end:
         found.append(reader.string())
         if len(found) > MAX_CERTIFICATE_ITEMS:
             raise KeyUnreadable(f"a certificate with more than {MAX_CERTIFICATE_ITEMS} items")
     return tuple(found)
-
-
-# --- private keys -----------------------------------------------------------------------------------------------
-
-
-def load_private_key(data: bytes, passphrase: bytes | None = None) -> conch_keys.Key:
-    """Read a private key file's content.
-
-    :param passphrase: None to try without; ignored for a key that is not encrypted.
-    :raises KeyEncrypted: a passphrase is needed, or this is the wrong one.
-    :raises KeyUnreadable: not a private key of a kind that can be used.
-    """
-    if _OPENSSH_PEM.search(data):
-        data = _decrypt_openssh(data, passphrase)
-        return _through_cryptography(lambda: load_ssh_private_key(data, None))
-    encrypted = b"-----BEGIN ENCRYPTED PRIVATE KEY-----" in data or b"Proc-Type: 4,ENCRYPTED" in data
-    if encrypted and not passphrase:
-        raise KeyEncrypted("it needs a passphrase")
-    try:
-        return _through_cryptography(lambda: load_pem_private_key(data, passphrase if encrypted else None))
-    except KeyUnreadable as error:
-        if encrypted:
-            # A wrong passphrase decrypts to rubbish, which fails in as many ways as there are parsers.
-            raise KeyEncrypted("the passphrase is wrong") from error
-        raise
-
-
-def _through_cryptography(load: Callable[[], object]) -> conch_keys.Key:
-    try:
-        key = conch_keys.Key(load())
-        kind = key.sshType()
-    except (ValueError, TypeError, KeyError, UnsupportedAlgorithm, conch_keys.BadKeyError) as error:
-        raise KeyUnreadable(f"it is not a private key that can be read here ({error})") from error
-    if kind == b"ssh-dss":
-        raise KeyUnreadable("it is a DSA key, which no current server accepts; make an ed25519 key with ssh-keygen")
-    return key
-
-
-@dataclass(frozen=True)
-class _Sealed:
-    """The outer form of an openssh-key-v1 file (PROTOCOL.key, section 1)."""
-
-    cipher: bytes
-    kdf: bytes
-    kdf_options: bytes
-    public: bytes
-    private: bytes
-    tag: bytes
-
-
-def _open_container(data: bytes) -> _Sealed:
-    match = _OPENSSH_PEM.search(data)
-    if match is None:
-        raise KeyUnreadable("it is not an OpenSSH private key")
-    try:
-        raw = b64decode(b"".join(match.group(1).split()), validate=True)
-    except binascii.Error as error:
-        raise KeyUnreadable(f"its base64 is damaged ({error})") from error
-    if not raw.startswith(_OPENSSH_MAGIC):
-        raise KeyUnreadable("it is not in the openssh-key-v1 format")
-    reader = _Reader(raw[len(_OPENSSH_MAGIC) :])
-    cipher, kdf, options, count = reader.string(), reader.string(), reader.string(), reader.number(4)
-    if count != 1:
-        raise KeyUnreadable(f"it holds {count} keys instead of one")
-    return _Sealed(cipher, kdf, options, reader.string(), reader.string(), reader.rest())
-
-
-def public_in_private_file(data: bytes) -> bytes | None:
-    """The public key blob that stands in the clear in an OpenSSH private key file, even an encrypted one.
-
-    :returns: None for the other formats, and for damaged files.
-    """
-    try:
-        public = _open_container(data).public
-        key_type(public)
-    except KeyUnreadable:
-        return None
-    return public
-
-
-def _decrypt_openssh(data: bytes, passphrase: bytes | None) -> bytes:
-    """Return the same key file without encryption."""
-    sealed = _open_container(data)
-    if sealed.cipher == b"none":
-        return data
-    if sealed.cipher not in _CIPHERS:
-        raise KeyUnreadable(f"it is encrypted with {sealed.cipher!r}, which is not known here")
-    if sealed.kdf != b"bcrypt":
-        raise KeyUnreadable(f"its passphrase is stretched with {sealed.kdf!r}, which is not known here")
-    if not passphrase:
-        raise KeyEncrypted("it needs a passphrase")
-    reader = _Reader(sealed.kdf_options)
-    salt, rounds = reader.string(), reader.number(4)
-    if not salt or not 1 <= rounds <= MAX_BCRYPT_ROUNDS:
-        raise KeyUnreadable(f"its bcrypt parameters are out of bounds ({rounds} rounds)")
-    key_size, iv_size, decrypt = _CIPHERS[sealed.cipher]
-    secret = bcrypt.kdf(passphrase, salt, key_size + iv_size, rounds, ignore_few_rounds=True)
-    try:
-        plain = decrypt(secret[:key_size], secret[key_size:], sealed.private, sealed.tag)
-    except (InvalidTag, InvalidSignature) as error:
-        raise KeyEncrypted("the passphrase is wrong") from error
-    except ValueError as error:
-        raise KeyUnreadable(f"its encrypted part is damaged ({error})") from error
-    if plain[:4] != plain[4:8]:
-        # The two check integers: PROTOCOL.key's way of telling a wrong passphrase.
-        raise KeyEncrypted("the passphrase is wrong")
-    head = _OPENSSH_MAGIC + _string(b"none") + _string(b"none") + _string(b"") + (1).to_bytes(4, "big")
-    opened = head + _string(sealed.public) + _string(plain)
-    body = b64encode(opened)
-    lines = b"\n".join(body[at : at + 70] for at in range(0, len(body), 70))
-    return b"-----BEGIN OPENSSH PRIVATE KEY-----\n" + lines + b"\n-----END OPENSSH PRIVATE KEY-----\n"
-
-
-_Decrypt = Callable[[bytes, bytes, bytes, bytes], bytes]
-
-
-def _finish(cipher: Cipher[Any], data: bytes) -> bytes:
-    decryptor = cipher.decryptor()
-    return bytes(decryptor.update(data) + decryptor.finalize())
-
-
-def _ctr(key: bytes, iv: bytes, data: bytes, tag: bytes) -> bytes:
-    return _finish(Cipher(algorithms.AES(key), modes.CTR(iv)), data)
-
-
-def _cbc(key: bytes, iv: bytes, data: bytes, tag: bytes) -> bytes:
-    return _finish(Cipher(algorithms.AES(key), modes.CBC(iv)), data)
-
-
-def _triple_des(key: bytes, iv: bytes, data: bytes, tag: bytes) -> bytes:
-    return _finish(Cipher(TripleDES(key), modes.CBC(iv)), data)
-
-
-def _gcm(key: bytes, iv: bytes, data: bytes, tag: bytes) -> bytes:
-    return _finish(Cipher(algorithms.AES(key), modes.GCM(iv, tag)), data)
-
-
-def _chacha20_poly1305(key: bytes, iv: bytes, data: bytes, tag: bytes) -> bytes:
-    """PROTOCOL.chacha20poly1305 with packet number 0 and no length: the second half of the key is not used."""
-    main = key[:32]
-    poly_key = _finish(Cipher(algorithms.ChaCha20(main, bytes(16)), None), bytes(32))
-    if not hmac.compare_digest(Poly1305.generate_tag(poly_key, data), tag):
-        raise InvalidTag
-    return _finish(Cipher(algorithms.ChaCha20(main, b"\x01" + bytes(15)), None), data)
-
-
-#: What ``ssh-keygen -Z`` can name: sizes of key and IV in bytes, and the decryption.
-_CIPHERS: dict[bytes, tuple[int, int, _Decrypt]] = {
-    b"aes128-ctr": (16, 16, _ctr),
-    b"aes192-ctr": (24, 16, _ctr),
-    b"aes256-ctr": (32, 16, _ctr),
-    b"aes128-cbc": (16, 16, _cbc),
-    b"aes192-cbc": (24, 16, _cbc),
-    b"aes256-cbc": (32, 16, _cbc),
-    b"rijndael-cbc@lysator.liu.se": (32, 16, _cbc),
-    b"3des-cbc": (24, 8, _triple_des),
-    b"aes128-gcm@openssh.com": (16, 12, _gcm),
-    b"aes256-gcm@openssh.com": (32, 12, _gcm),
-    b"chacha20-poly1305@openssh.com": (64, 0, _chacha20_poly1305),
-}
