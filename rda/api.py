@@ -87,7 +87,8 @@ class DaemonAPI:
 
     async def inspect_container(self, reference: str) -> _Object | None:
         """Return a container's description by any spelling of its id or name; None when there is none."""
-        return await self._find(f"/containers/{_segment(reference)}/json")
+        name = reference.removeprefix("/")  # as inspect shows it, and queries may have it
+        return await self._find(f"/containers/{_segment(name)}/json")
 
     async def list_containers(self, labels: Sequence[str]) -> list[_Object]:
         """Return all containers, running or not, that carry every one of these labels (``name`` or ``name=value``)."""
@@ -181,6 +182,8 @@ class DaemonAPI:
 
     async def _find(self, path: str) -> _Object | None:
         """Make one GET; None when the daemon says that there is no such thing."""
+        if any(segment in ("", ".", "..") for segment in path[1:].split("/")):
+            return None  # nothing has such a name, and the path would be another one
         try:
             return cast("_Object", await self._call(path))
         except DaemonError as e:

@@ -46,6 +46,19 @@ class Refused(RdaError):
     status = 403
 
 
+class Moved(RdaError):
+    """The request's path is not in its normal form, and the daemon's router sends clients to that.
+
+    :ivar location: the target to ask for instead.
+    """
+
+    status = 301
+
+    def __init__(self, location: bytes) -> None:
+        super().__init__(f"the normal form of this path is at {location.decode('ascii', 'replace')}")
+        self.location = location
+
+
 class NotFound(RdaError):
     """There is no such thing, or none of the caller's."""
 

@@ -47,6 +47,17 @@ class DaemonAPITests(SynchronousTestCase):
         self.assertIsNone(self.successResultOf(self.ask(self.api.inspect_container("web"))))
         self.assertIsNone(self.successResultOf(self.ask(self.api.inspect_exec("1"))))
 
+    def test_names_that_nothing_has(self) -> None:
+        """What has an empty or a dotted segment names nothing, and the daemon is not asked for another path."""
+        for reference in ("", ".", "..", "../images", "a//b", "a/"):
+            self.assertIsNone(self.successResultOf(self.ask(self.api.inspect_container(reference))), reference)
+        self.assertEqual(self.daemon.seen, [])
+
+    def test_a_name_as_inspect_shows_it(self) -> None:
+        """A container's name may come with the slash that inspect shows it with."""
+        self.daemon.answers["/containers/web/json"] = 200, {"Id": "1"}
+        self.assertEqual(self.successResultOf(self.ask(self.api.inspect_container("/web"))), {"Id": "1"})
+
     def test_reference_is_one_path(self) -> None:
         """A reference cannot become another call: what is not a plain name is encoded."""
         self.ask(self.api.inspect_container("a?b#c d"))

@@ -12,6 +12,7 @@ from twisted.internet.error import ConnectionLost, ConnectionRefusedError
 from rda.docker.routes import Outgoing
 from rda.errors import LinkDown, Refused
 from rda.limits import Limits
+from rda.proxy.tunnel import HEAD_ALONE_SECONDS
 from tests.memory_network import HIGH_WATER
 from tests.relay_case import GET, OK, RelayCase, answer, body_of, post
 
@@ -241,6 +242,7 @@ class BackPressureTests(RelayCase):
         """In a tunnel, each side waits for the other to read."""
         client = self.client(ATTACH)
         self.send(self.upstream, UPGRADED)
+        self.advance(HEAD_ALONE_SECONDS)
         for reader, writer in ((self.upstream, client), (client, self.upstream)):
             reader.transport.pauseProducing()
             for _ in range(20):
@@ -772,6 +774,7 @@ class HijackTests(RelayCase):
         upstream = self.upstream
         self.assertEqual(upstream.take(), request)
         self.send(upstream, reply)
+        self.advance(HEAD_ALONE_SECONDS)
         self.assertEqual(client.take(), reply)
         return client, upstream
 
@@ -791,7 +794,30 @@ class HijackTests(RelayCase):
         self.assertEqual(self.upstream.take(), ATTACH)
         self.send(self.upstream, UPGRADED + b"output")
         self.assertEqual(self.upstream.take(), b"early bytes")
+        self.advance(HEAD_ALONE_SECONDS)
         self.assertEqual(client.received, UPGRADED + b"output")
+
+    def test_output_follows_the_head(self) -> None:
+        """Output that comes with the 101 of an attach or soon after it is a moment later, for the head to be read."""
+        client = self.client(ATTACH)
+        self.send(self.upstream, UPGRADED + b"out")
+        self.assertEqual(client.take(), UPGRADED)
+        self.send(self.upstream, b"put")
+        self.send(client, b"input does not wait")
+        self.assertEqual((client.received, self.upstream.take()[len(ATTACH) :]), (b"", b"input does not wait"))
+        self.upstream.transport.loseWriteConnection()
+        self.advance(HEAD_ALONE_SECONDS)
+        self.assertEqual(client.received, b"output")
+        self.assertTrue(client.ended)
+
+    def test_a_client_that_leaves_at_the_head(self) -> None:
+        """A client that leaves before the output follows leaves nothing behind."""
+        client = self.client(ATTACH)
+        self.send(self.upstream, UPGRADED + b"out")
+        client.transport.abortConnection()
+        self.pump()
+        self.assertFalse(self.upstream.transport.other.connected)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_old_style(self) -> None:
         """Without an upgrade, a 200 without framing on attach is a hijack too."""
@@ -822,7 +848,7 @@ class HijackTests(RelayCase):
         self.send(self.upstream, b"out")
         self.assertEqual((client.received, self.upstream.received), (b"", b""))
         seen.callback(None)
-        self.pump()
+        self.advance(HEAD_ALONE_SECONDS)
         self.assertEqual((client.received, self.upstream.received), (UPGRADED + b"out", b"early"))
 
     def test_a_held_hijack_whose_sides_leave(self) -> None:
@@ -843,7 +869,7 @@ class HijackTests(RelayCase):
         self.upstream.transport.loseConnection()
         self.pump()
         seen.callback(None)
-        self.pump()
+        self.advance(HEAD_ALONE_SECONDS)
         self.assertEqual(client.received, UPGRADED + b"out")
         self.assertTrue(client.ended)
 

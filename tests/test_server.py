@@ -21,6 +21,7 @@ from rda.docker.routes import Call
 from rda.errors import Refused
 from rda.limits import Limits
 from rda.proxy.authentication import Visitor
+from rda.proxy.tunnel import HEAD_ALONE_SECONDS
 from tests.adversarial import HOST, MALFORMED, MALFORMED_CHUNKS, get
 from tests.memory_network import Peer
 from tests.relay_case import GET, OK, RelayCase, answer, post
@@ -71,14 +72,21 @@ class DoorTests(RelayCase):
 
     def test_odd_paths_are_normalised(self) -> None:
         """The daemon gets the path on which the decision was made."""
-        for path in (
-            b"//containers//create",
-            b"/./containers/x/../create",
-            b"/containers/%63reate",
-            b"/containers%2fcreate",
-        ):
+        for path in (b"/containers/%63reate", b"/containers%2fcreate"):
             self.client(post(path, b"{}"))
             self.assertTrue(self.upstream.received.startswith(b"POST /containers/create HTTP/1.1\r\n"), path)
+
+    def test_paths_that_the_daemon_redirects(self) -> None:
+        """A path with an empty or a dotted segment is redirected to its normal form, as the daemon does it."""
+        for path in (b"//containers//create", b"/./containers/x/../create", b"/%2e%2e/containers/%2E/create"):
+            for method in (b"POST", b"HEAD"):
+                client = self.client(b"%b %b?name=a%%20b HTTP/1.1\r\nHost: localhost\r\n\r\n" % (method, path))
+                redirection = b"HTTP/1.1 301 Moved Permanently\r\nLocation: /containers/create?name=a%20b\r\n"
+                self.assertEqual(client.take(), redirection + b"Content-Length: 0\r\n\r\n", path)
+        self.assertEqual(self.daemon.peers, [])
+        self.client(get(HOST, target=b"/containers/a.b..c/%2f"))
+        self.client(get(HOST, target=b"/containers/.a"))
+        self.assertTrue(self.upstream.received.startswith(b"GET /containers/.a HTTP"))
 
     def test_bare_line_feeds_wait_for_the_head_timer(self) -> None:
         """A head that never ends is given up."""
@@ -423,7 +431,7 @@ class OwnTests(RelayCase):
 class NoOwnTests(RelayCase):
     def test_nothing_there(self) -> None:
         """Without pages of rda's own, their paths are 404 and never relayed."""
-        for path in (b"/_rda/status", b"/_rda", b"//_rda/x"):
+        for path in (b"/_rda/status", b"/_rda", b"/_rda%2fx"):
             client = self.client(get(HOST, target=path))
             self.assertIn(b"404 Not Found", client.received)
             self.assertIn("rda: ", json.loads(client.received.partition(b"\r\n\r\n")[2])["message"])
@@ -445,6 +453,7 @@ class DrainTests(RelayCase):
         tunnel = self.client(ATTACH)
         tunnel_upstream = self.upstream
         self.send(tunnel_upstream, UPGRADED)
+        self.advance(HEAD_ALONE_SECONDS)
         client = self.client(GET)
         done = self.site.drain(10)
         self.pump()

@@ -14,6 +14,7 @@ from twisted.internet.ssl import CertificateOptions, PrivateCertificate
 from twisted.protocols.tls import TLSMemoryBIOFactory
 
 from rda.proxy import tls
+from rda.proxy.tunnel import HEAD_ALONE_SECONDS
 from tests.memory_network import Peer
 from tests.relay_case import GET, OK, RelayCase
 
@@ -70,6 +71,7 @@ class TLSTests(RelayCase):
         client = self.tls_client(ATTACH)
         upstream = self.upstream
         self.send(upstream, UPGRADED)
+        self.advance(HEAD_ALONE_SECONDS)
         client.send(b"last input")
         tls.end_output(client.transport)
         self.pump()
@@ -87,6 +89,7 @@ class TLSTests(RelayCase):
         """A daemon that ends its output still gets the input."""
         client = self.tls_client(ATTACH)
         self.send(self.upstream, UPGRADED)
+        self.advance(HEAD_ALONE_SECONDS)
         self.upstream.transport.loseWriteConnection()
         self.pump()
         self.assertTrue(client.ended)

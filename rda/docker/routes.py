@@ -2,8 +2,8 @@
 
 A decision about a path is only worth something if the daemon sees the same path: :func:`match` brings a request's
 target to the one normal form (or refuses it) before it looks into the table, and :func:`target` writes what is sent
-on from that form. The daemon (gorilla/mux over Go's net/http) matches decoded paths, ``{name:.*}`` spans slashes, and
-methods are compared exactly.
+on from that form. Where the daemon only redirects to the normal form, so does rda: :func:`moved_to`. The daemon
+(gorilla/mux over Go's net/http) matches decoded paths, ``{name:.*}`` spans slashes, and methods are compared exactly.
 
 Source: the Engine API reference, https://docs.docker.com/reference/api/engine/; RFC 3986 sections 2 and 5.2.4;
 Go's net/url and path.Clean.
@@ -35,6 +35,7 @@ __all__ = [
     "Route",
     "Table",
     "match",
+    "moved_to",
     "target",
 ]
 
@@ -204,6 +205,9 @@ _PATH_SAFE = "/:@!$&'()*+,;=~"
 REMEMBERED_PATH = 256
 REMEMBERED_PATHS = 512
 
+#: What a path that is not in its normal form has: two slashes, or a slash and a dot, encoded or not.
+_MAY_MOVE = re.compile(rb"(?:/|%2[fF])(?:/|\.|%2[eEfF])")
+
 _NOT_PRINTABLE = re.compile(rb"[^!-~]")
 _PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
@@ -272,6 +276,19 @@ def match(method: bytes, target: bytes, caller: Caller = UNPROVED, table: Table 
     route, ref, path, version, normal = table.read(method, raw_path)
     query = _parse_query(raw_query) if raw_query else ()
     return Call(route, method, path, version, query, ref, target if normal else None, caller)
+
+
+def moved_to(target: bytes) -> bytes | None:
+    """Say where the daemon's router sends a request whose path has a ``.``, a ``..`` or an empty segment; else None.
+
+    :param target: as it came, and as :func:`match` took it.
+    """
+    if not _MAY_MOVE.search(target):
+        return None
+    raw_path, mark, query = target.partition(b"?")
+    path = _decoded(raw_path, "path")
+    clean = _clean(path)
+    return None if clean == path else _quoted(clean) + mark + query
 
 
 def target(call: Call, outgoing: Outgoing | None = None) -> bytes:

@@ -30,7 +30,7 @@ from rda.interfaces import ICallRewriter
 from rda.limits import Limits, raised_by
 from rda.proxy.counters import Counters
 from rda.proxy.pool import DaemonConnection, DaemonPool
-from rda.proxy.tunnel import ClientEnd, Tunnel
+from rda.proxy.tunnel import HEAD_ALONE_SECONDS, ClientEnd, Tunnel
 from rda.proxy.wire import (
     AnswerHead,
     Chunked,
@@ -48,6 +48,9 @@ __all__ = ["Downstream", "Exchange"]
 #: The docker CLI asks for gzip on tcp and ssh endpoints, and dockerd then spends five times the time of an archive
 #: download on compressing it; and what is to be rewritten has to be readable.
 _UNCOMPRESSED = (b"accept-encoding",)
+
+#: Routes whose answer is the raw output of a process, and whose clients may not keep it apart from the head.
+_RAW_STREAMS = ("container attach", "exec start")
 
 
 class Downstream(Protocol):
@@ -438,7 +441,8 @@ class Exchange:
 
         client = self._downstream.client_end
         linger = self._limits.linger_seconds
-        tunnel = Tunnel(client, connection.transport, self._clock, linger, self._tunnel_ended)
+        alone = HEAD_ALONE_SECONDS if self.call.route.name in _RAW_STREAMS else 0.0
+        tunnel = Tunnel(client, connection.transport, self._clock, linger, self._tunnel_ended, alone)
         connection.become_raw(tunnel)
         if early:
             tunnel.from_daemon(early)

@@ -11,7 +11,7 @@ from twisted.web import server
 from twisted.web.http import RESPONSES, Request
 
 from rda.access.caller import UNPROVED
-from rda.errors import BodyTooLarge, RdaError
+from rda.errors import BodyTooLarge, Moved, RdaError
 from rda.limits import raised_by
 from rda.proxy.relay import Exchange
 from rda.proxy.tunnel import Tunnel
@@ -30,13 +30,14 @@ def error_answer(error: RdaError, method: bytes = b"GET", close: bool = True) ->
     :param method: the request's; the answer to HEAD has no body.
     :param close: say that the connection ends after it.
     """
-    body = json.dumps({"message": f"{error.prefix}{error}"}).encode() + b"\n"
-    lines = [
-        b"HTTP/1.1 %d %b" % (error.status, RESPONSES.get(error.status, b"Error")),
-        b"Content-Type: application/json",
-        b"X-Content-Type-Options: nosniff",
-        b"Content-Length: %d" % len(body),
-    ]
+    lines = [b"HTTP/1.1 %d %b" % (error.status, RESPONSES.get(error.status, b"Error"))]
+    if isinstance(error, Moved):
+        body = b""
+        lines.append(b"Location: " + error.location)
+    else:
+        body = json.dumps({"message": f"{error.prefix}{error}"}).encode() + b"\n"
+        lines += [b"Content-Type: application/json", b"X-Content-Type-Options: nosniff"]
+    lines.append(b"Content-Length: %d" % len(body))
     if error.retry_after is not None:
         lines.append(b"Retry-After: %d" % error.retry_after)
     if close:

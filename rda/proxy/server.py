@@ -18,7 +18,7 @@ from twisted.web.resource import IResource, Resource
 from rda.access.caller import Caller
 from rda.deferreds import Waiters
 from rda.docker import routes
-from rda.errors import RdaError
+from rda.errors import Moved, RdaError
 from rda.interfaces import ICallRewriter, IGate
 from rda.limits import Limits, raised_by
 from rda.proxy.authentication import Visitor, anybody
@@ -221,6 +221,9 @@ class DockerSite(server.Site):
             self._check_origin(request.channel.getHost(), head, own)
             if self.draining:
                 raise Busy("rda is stopping; try again when it is back")
+            moved = routes.moved_to(head.target)
+            if moved is not None:
+                raise Moved(moved)
             if self._gate is not None:
                 call, head = _admitted(self._gate, call, head, own)
         except RdaError:

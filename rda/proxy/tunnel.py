@@ -13,7 +13,12 @@ from rda.errors import RdaError
 from rda.flow import Flow
 from rda.sockets import send_now
 
-__all__ = ["ClientEnd", "Tunnel", "hung_up"]
+__all__ = ["HEAD_ALONE_SECONDS", "ClientEnd", "Tunnel", "hung_up"]
+
+#: How long the head of a hijack's answer stays the only thing there is to read. Clients that read heads through a
+#: buffer lose what they find behind one (docker-py's ``attach`` without ``stream``, after http.client). The daemon
+#: writes the two apart, some tenths of a millisecond; so does a client need to wake up. Nothing tells when it has.
+HEAD_ALONE_SECONDS = 0.005
 
 
 class ClientEnd(Protocol):
@@ -47,6 +52,7 @@ class Tunnel:
     :param daemon: the daemon connection's transport.
     :param linger_seconds: how long what a vanished client has sent is still flushed to the daemon.
     :param ended: called once, when neither side needs the tunnel any more.
+    :param head_alone_seconds: what the daemon sends waits so long after the answer's head.
     :ivar to_daemon: bytes so far; likewise ``to_client``.
     :ivar half_closed: the client has ended its input; whether it is still there is not noticed by itself any more.
     """
@@ -58,6 +64,7 @@ class Tunnel:
         clock: IReactorTime,
         linger_seconds: float,
         ended: Callable[[Tunnel], None],
+        head_alone_seconds: float = 0.0,
     ) -> None:
         self.to_daemon = self.to_client = 0
         self._client = client
@@ -65,10 +72,12 @@ class Tunnel:
         self._clock = clock
         self._linger_seconds = linger_seconds
         self._ended = ended
+        self._head_alone_seconds = head_alone_seconds
         self._early: list[bytes] | None = []  # from the daemon, before the start; it is paused, so this is little
         self._early_end: Callable[[], None] | None = None
         self.half_closed = self._daemon_ended = self._over = False
         self._cut: IDelayedCall | None = None
+        self._output_start: IDelayedCall | None = None
 
     def start(self, head: bytes, early: bytes) -> None:
         """Let the bytes flow.
@@ -77,15 +86,27 @@ class Tunnel:
         :param early: what the client sent before the answer, held until now: the daemon loses what comes earlier.
         """
         client, daemon = self._client.transport, self._daemon
-        client.registerProducer(Flow(daemon), True)
         daemon.unregisterProducer()
         daemon.registerProducer(Flow(client), True)
-        waiting, self._early = self._early or [], None
-        self.from_daemon(head + b"".join(waiting))
+        self.to_client += len(head)
+        send_now(client, head)
         if early:
             self.from_client(early)
         client.resumeProducing()
-        daemon.resumeProducing()
+        if self._head_alone_seconds:
+            daemon.pauseProducing()
+            self._output_start = self._clock.callLater(self._head_alone_seconds, self._start_output)
+        else:
+            self._start_output()
+
+    def _start_output(self) -> None:
+        """Let what the daemon sends flow to the client."""
+        self._output_start = None
+        self._client.transport.registerProducer(Flow(self._daemon), True)
+        waiting, self._early = self._early or [], None
+        if waiting:
+            self.from_daemon(b"".join(waiting))
+        self._daemon.resumeProducing()
         if self._early_end is not None:
             self._early_end()
 
@@ -130,6 +151,8 @@ class Tunnel:
     def client_lost(self) -> None:
         """The client is gone: free the daemon's connection, at once unless something is still to be flushed."""
         if not self._over:
+            if self._output_start is not None:
+                self._output_start.cancel()
             self._daemon.unregisterProducer()
             self._daemon.loseConnection()
             self._cut = self._clock.callLater(self._linger_seconds, self._daemon.abortConnection)
