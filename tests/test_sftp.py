@@ -21,7 +21,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from rda.errors import LinkDown
-from rda.ssh import sftp
+from rda.interfaces import Attributes
+from rda.ssh import sftp, sftp_wire
 from rda.ssh.sftp import SFTPFiles, Unsupported
 from rda.ssh.sftp_wire import pack
 
@@ -232,6 +233,21 @@ class OperationTests(ServerCase):
         self.do(self.files.remove_directory(strange))
         self.do(self.files.remove(self.path(b"file")))
         self.assertEqual(os.listdir(self.top), [])
+
+    def test_names_that_are_none(self) -> None:
+        """A server that lists what is no name of a directory, or more names than there can be, is not believed."""
+        self.make(b"file", b"12345")
+        real = sftp_wire.names_of
+        for name in (b"../x", b"", b"/", b"a\0b"):
+            extra = (name, Attributes(0o100644, 0, 0))
+            patched = self.patch(
+                sftp_wire, "names_of", lambda *answer, extra=extra: (found := real(*answer)) and [*found, extra]
+            )
+            self.refused(self.files.list(self.top), OSError)
+            patched.restore()
+        self.patch(sftp, "MAX_NAMES", 1)
+        self.make(b"other", b"")
+        self.refused(self.files.list(self.top), OSError)
 
     def test_links(self) -> None:
         """A symbolic link leads where it was told to, verbatim, and is examined itself."""

@@ -6,12 +6,19 @@ import itertools
 import os
 import shutil
 import time
+from typing import Any
 
-from rda.errors import SyncHalted
-from rda.sync import pull, racy
+from twisted.internet.defer import succeed
+from twisted.internet.error import ConnectionDone
+from twisted.python.failure import Failure
+
+from rda.errors import SyncFailed, SyncHalted
+from rda.interfaces import Attributes
+from rda.sync import pull, racy, remote_look
 from rda.sync.mirror import Settings
 from rda.sync.remote import RemoteTree
-from rda.sync.tree import Entry
+from rda.sync.scan import entry_of_file
+from rda.sync.tree import Entry, Kind
 from tests.fakes_remote import contents
 from tests.test_mirrors import MirrorCase, write
 
@@ -67,6 +74,126 @@ class MirrorModeTests(ModeCase):
         found.pop(b"ignored")
         self.assertEqual(found, contents(self.local))
         self.assertEqual(self.mirrors.status()[0].mode, "mirror")
+
+
+class HostileTests(ModeCase):
+    """A remote host that lists what is not there decides what is written below the mount, and nowhere else."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        write(self.path("d/f"), b"original")
+        self.outside = os.path.join(self.top, "outside")
+        write(os.path.join(self.outside, "victim"), b"precious")
+        self.remote = self.place()
+        self.flush()
+        self.before = contents(self.outside)
+
+    def listed(self, lines: list[str]) -> None:
+        """The remote host's find prints this, and its files have whatever content they are asked for."""
+        self.host.commands = self.mirrors._tools.look.available = True
+        answer = "".join(line + "\0" for line in lines).replace("|", "\0").encode()
+        self.patch(
+            remote_look._Answer,
+            "connectionMade",
+            lambda receiver: (receiver.dataReceived(answer), receiver.connectionLost(Failure(ConnectionDone()))),
+        )
+
+    def assert_nothing_happened(self) -> None:
+        self.failureResultOf(self.mirrors.complete(self.local), SyncFailed)
+        self.assertEqual(contents(self.outside), self.before)
+        self.assertEqual(set(contents(self.local)), {b"d", b"d/f"})
+
+    def test_find(self) -> None:
+        """Paths that lead out of the mount, and things "in" a link, are not believed; nothing seems removed either."""
+        for lines in (
+            [f"|f|666|4|1.0|1.0|1|../{os.path.basename(self.outside)}/victim|"],
+            ["|d|755|0|1.0|1.0|1|..|", "|d|755|0|1.0|1.0|1|../outside|", "|f|666|4|1.0|1.0|1|../outside/victim|"],
+            [f"|f|666|4|1.0|1.0|1|{self.outside}/victim|"],
+            [f"|l|777|4|1.0|1.0|1|x|{self.outside}", "|f|666|4|1.0|1.0|1|x/victim|"],
+            ["|d|755|0|1.0|1.0|1|.|"],
+            ["|f|666|4|1.0|1.0|1|a/./b|"],
+            ["|d|777|0|1.0|1.0|1||"],
+            ["|f|rw|4|1.0|1.0|1|x|"],
+        ):
+            self.listed(lines)
+            with self.subTest(lines=lines):
+                if "rw" in lines[0]:  # that is no listing at all
+                    self.failureResultOf(self.mirrors.complete(self.local))
+                else:
+                    self.assert_nothing_happened()
+        self.flushLoggedErrors()
+
+    def test_sftp(self) -> None:
+        """Nor when SFTP says so."""
+        files: Any = self.host.connections[-1]
+        real = files.list
+        directory = Attributes(0o40755, 0, 0)
+        for name in (b"..", b"../outside", b"", b".", os.fsencode(self.outside)):
+            files.list = lambda path, name=name: real(path).addCallback(lambda found: [*found, (name, directory)])
+            with self.subTest(name=name):
+                self.assert_nothing_happened()
+
+    def test_a_directory_without_end(self) -> None:
+        """Nor is more listed than there can be."""
+        self.patch(remote_look, "MAX_PATHS", 100)
+        files: Any = self.host.connections[-1]
+        files.list = lambda path: succeed([(b"%d" % n, Attributes(0o100644, 0, 0)) for n in range(200)])
+        self.assert_nothing_happened()
+        files.list = lambda path: succeed([(b"x" * 200, Attributes(0o40755, 0, 0))])
+        self.assert_nothing_happened()
+
+    def test_links_here(self) -> None:
+        """A directory here that has become a link since the look is not written through."""
+        os.rename(self.path("d"), self.path("d.away"))
+        os.symlink(self.outside, self.path("d"))
+        root = os.fsencode(self.local)
+        there = Entry(Kind.FILE, 0o644, 0, 0)
+        os.close(pull._create(root, b".rda-incoming-1"))
+        for attempt in (
+            lambda: pull._install(root, b"d/new", b".rda-incoming-1", there, None),
+            lambda: pull._link(root, b"d/new", b"x", None, b".rda-incoming-2"),
+            lambda: pull._make(root, b"d/new", 0o755),
+            lambda: pull._make(root, b"..", 0o700),
+            lambda: pull._remove(root, b"d/victim", entry_of_file(os.lstat(os.path.join(self.outside, "victim")))),
+            lambda: pull._create(root, b"d/new"),
+        ):
+            self.assertRaises(OSError, attempt)
+        self.assertEqual(contents(self.outside), self.before)
+
+    def test_a_root_that_is_a_link(self) -> None:
+        """A root may be a link itself."""
+        link = os.fsencode(os.path.join(self.top, "link"))
+        os.symlink(self.local, link)
+        pull._make(link, b"d/new", 0o755)
+        self.assertTrue(os.path.isdir(self.path("d/new")))
+
+    def test_rights_of_others(self) -> None:
+        """A file that comes back lets nobody act as the user here, and is not fetched again and again for that."""
+        self.write_there("tool", b"#!/bin/sh")
+        os.chmod(self.there("tool"), 0o6755)
+        self.flush()
+        self.assertEqual(os.stat(self.path("tool")).st_mode & 0o7777, 0o755)
+        inode = os.stat(self.path("tool")).st_ino
+        self.flush()
+        self.assertEqual(os.stat(self.path("tool")).st_ino, inode)
+        os.chmod(self.path("tool"), 0o700)
+        self.flush()
+        self.assertEqual(os.stat(self.there("tool")).st_mode & 0o7777, 0o700)
+
+    def test_a_file_without_end(self) -> None:
+        """Of a file that is longer than the look said no more is read: the disk here is not filled."""
+        self.write_there("log", b"12345")
+        files: Any = self.host.connections[-1]
+        asked: list[int] = []
+
+        def endless(handle: bytes, offset: int, length: int) -> Any:
+            asked.append(offset)
+            return succeed(b"x" * 1000)
+
+        files.read_at = endless
+        self.mirrors.complete(self.local).addErrback(lambda failure: failure.trap(SyncFailed))
+        self.assertLess(len(asked), 10)
+        self.assertFalse(os.path.exists(self.path("log")))
 
 
 class TwoWayTests(ModeCase):

@@ -36,6 +36,9 @@ BYTES_IN_FLIGHT = 4 * 1024 * 1024
 #: OpenSSH's SFTP_MAX_MSG_LENGTH; a longer packet means that this is not SFTP (a shell's greeting, say).
 PACKET_LIMIT = 256 * 1024
 
+#: The most names of one directory: what a hostile server lists has no end.
+MAX_NAMES = 1_000_000
+
 #: What every server takes in one read or write (the draft's section 3 asks for packets of 34,000 bytes).
 SAFE_CHUNK = 32768
 
@@ -264,6 +267,10 @@ class SFTPFiles(Protocol):
         try:
             while names := await asked.popleft():
                 found += [(name, attributes) for name, attributes in names if name not in (b".", b"..")]
+                if len(found) > MAX_NAMES:
+                    raise OSError(errno.EOVERFLOW, f"it holds more than {MAX_NAMES:,} names", path)
+                if any(not name or b"/" in name or b"\0" in name for name, _ in names):
+                    raise OSError(errno.EPROTO, "the server lists something in it that is no name", path)
                 asked.append(self._read_directory(handle, path))
         finally:
             for rest in asked:

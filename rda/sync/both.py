@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from rda.sync.plan import EMPTIED_FROM, Halt, Plan, Put, plan_one_way
 from rda.sync.tree import (
+    OTHERS_RIGHTS,
     OWNER_KEEPS_ACCESS,
     UNCERTAIN,
     Entry,
@@ -69,7 +70,7 @@ def alike(known: Entry, there: Entry) -> bool:
     """Whether a remote entry still is what was put there.
 
     What was sent has whole seconds there, what was fetched the very time that it has here; SFTP tells whole seconds
-    only. The owner always has access to directories there.
+    only. The owner always has access to directories there. Bits that are not fetched do not count.
     """
     if known.kind != there.kind:
         return False
@@ -78,7 +79,8 @@ def alike(known: Entry, there: Entry) -> bool:
     if known.kind == Kind.FILE:
         if there.ctime_ns and there.mtime_ns not in (known.mtime * 1_000_000_000, known.mtime_ns):
             return False
-        return (known.size, known.mtime) == (there.size, there.mtime) and known.mode in (there.mode, UNCERTAIN)
+        same_mode = known.mode == UNCERTAIN or not (known.mode ^ there.mode) & ~OTHERS_RIGHTS
+        return (known.size, known.mtime) == (there.size, there.mtime) and same_mode
     return known.target == there.target
 
 

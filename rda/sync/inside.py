@@ -2,7 +2,8 @@
 
 A policy judges where a bind source really leads. So that this still holds when its files are opened, the root of such a
 mirror is a :class:`PlainRoot`, its own real path, and whatever is opened below it is asked where it really is: the
-kernel knows that of an open descriptor, and nobody can change it. Paths below other roots are taken as they are.
+kernel knows that of an open descriptor, and nobody can change it. Paths below other roots are taken as they are to be
+read, and looked at in the same way to be written (:func:`written`).
 """
 
 from __future__ import annotations
@@ -87,3 +88,24 @@ def placed(root: bytes, path: bytes) -> Iterator[bytes]:
     """
     with directory(root, parent(path)) as above:
         yield above + b"/" + path.rpartition(b"/")[2]
+
+
+@contextmanager
+def written(root: bytes, path: bytes) -> Iterator[bytes]:
+    """Give a path of something that is about to be written below a root: :func:`placed`, for any root.
+
+    A root may be a link itself. Below it none is followed: what comes from another host, and where it comes to, is then
+    in the tree, whatever that host says and whoever exchanges directories for links meanwhile.
+
+    :raises OSError: as :func:`directory`.
+    """
+    if path.rpartition(b"/")[2] in (b"", b".", b".."):
+        raise OSError(errno.EINVAL, "it is no name")
+    if not isinstance(root, PlainRoot):
+        descriptor = os.open(root, _LOOK & ~os.O_NOFOLLOW | os.O_DIRECTORY)
+        try:
+            root = PlainRoot(_real_path(descriptor))
+        finally:
+            os.close(descriptor)
+    with placed(root, path) as full:
+        yield full

@@ -22,7 +22,7 @@ from rda.sync import inside
 from rda.sync.both import Pull
 from rda.sync.scan import INCOMING, entry_of_file
 from rda.sync.sides import Sides
-from rda.sync.tree import Entry, Kind, folded, join, printable
+from rda.sync.tree import OTHERS_RIGHTS, Entry, Kind, folded, join, printable
 
 #: Files fetched at once, and what is asked for at once of each (a server may give less).
 FILES_AT_ONCE = 32
@@ -107,6 +107,8 @@ class Fetch:
             offset = 0
             while data := await self._files.read_at(handle, offset, PIECE):
                 self._progress.check()
+                if offset + len(data) > there.size:
+                    break  # another version, or a file without end
                 await self._in_thread(os.pwrite, descriptor, data, offset)
                 offset += len(data)
                 self._progress.bytes_done += len(data)
@@ -115,7 +117,7 @@ class Fetch:
             self._files.close(handle).addErrback(lambda _: None)
             if descriptor is not None:
                 await self._in_thread(os.close, descriptor)
-        if (found.size, found.mtime, offset) != (there.size, there.mtime, there.size):
+        if data or (found.size, found.mtime, offset) != (there.size, there.mtime, there.size):
             raise OSError(errno.EAGAIN, "it changed while it was read; it is fetched again")
 
 
@@ -131,7 +133,7 @@ def sweep(root: bytes) -> None:
 
 def _create(root: bytes, path: bytes) -> int:
     """Make a file to be written."""
-    with inside.placed(root, path) as full:
+    with inside.written(root, path) as full:
         return os.open(full, _CREATE, 0o600)
 
 
@@ -154,7 +156,7 @@ def keeps_nanoseconds(root: bytes) -> bool:
 
 def _discard(root: bytes, path: bytes) -> None:
     try:
-        with inside.placed(root, path) as full:
+        with inside.written(root, path) as full:
             os.unlink(full)
     except OSError:
         pass
@@ -194,7 +196,7 @@ def _refuse_twin(full: bytes) -> None:
 
 
 def _remove(root: bytes, path: bytes, here: Entry) -> None:
-    with inside.placed(root, path) as full:
+    with inside.written(root, path) as full:
         _unchanged(full, here)
         if here.kind == Kind.DIRECTORY:
             try:
@@ -208,7 +210,7 @@ def _remove(root: bytes, path: bytes, here: Entry) -> None:
 
 
 def _make(root: bytes, path: bytes, mode: int) -> Entry:
-    with inside.placed(root, path) as full:
+    with inside.written(root, path) as full:
         try:
             os.mkdir(full)
         except FileExistsError:
@@ -232,9 +234,9 @@ def _opened(full: bytes, flags: int) -> Iterator[int]:
 
 def _install(root: bytes, path: bytes, temporary: bytes, there: Entry, here: Entry | None) -> Entry:
     try:
-        with inside.placed(root, temporary) as fetched, inside.placed(root, path) as full:
+        with inside.written(root, temporary) as fetched, inside.written(root, path) as full:
             with _opened(fetched, os.O_WRONLY | os.O_NONBLOCK) as file:
-                os.fchmod(file, there.mode)
+                os.fchmod(file, there.mode & ~OTHERS_RIGHTS)
                 os.utime(file, ns=(there.mtime_ns, there.mtime_ns))
             _put_in_place(fetched, full, here)
             return entry_of_file(os.lstat(full))
@@ -245,7 +247,7 @@ def _install(root: bytes, path: bytes, temporary: bytes, there: Entry, here: Ent
 
 def _link(root: bytes, path: bytes, target: bytes, here: Entry | None, temporary: bytes) -> Entry:
     try:
-        with inside.placed(root, temporary) as made, inside.placed(root, path) as full:
+        with inside.written(root, temporary) as made, inside.written(root, path) as full:
             os.symlink(target, made)
             _put_in_place(made, full, here)
     except (Changed, OSError):

@@ -74,7 +74,7 @@ class Racy:
                 return
             budget -= unsure.size
             try:
-                digest = await _digest(remote, path)
+                digest = await _digest(remote, path, unsure.size)
             except OSError:  # gone again, or closed: the next look tells
                 return
             if digest != unsure.digest:
@@ -115,15 +115,16 @@ class Racy:
                     self._unsure[path] = _Unsure(entry.size, entry.mtime, digests[path])
 
 
-async def _digest(remote: RemoteTree, path: bytes) -> bytes:
+async def _digest(remote: RemoteTree, path: bytes, size: int) -> bytes:
     """Of a remote file's content, as it is now.
 
+    :param size: of the version that it is compared with: of one that is longer no more is read, as it may have no end.
     :raises OSError: it cannot be read.
     """
     handle = await remote.files.open(remote.full(path), write=False)
     digest, offset = hashlib.sha256(), 0
     try:
-        while data := await remote.files.read_at(handle, offset, PIECE):
+        while offset <= size and (data := await remote.files.read_at(handle, offset, PIECE)):
             digest.update(data)
             offset += len(data)
     finally:

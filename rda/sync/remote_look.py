@@ -7,7 +7,7 @@ What cannot be listed is *unknown*, which is not the same as missing.
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
@@ -18,12 +18,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from rda.deferreds import InThread, each, gather
-from rda.errors import ChannelRefused, CommandFailed, LinkDown
+from rda.errors import ChannelRefused, CommandFailed, LinkDown, SyncFailed
 from rda.interfaces import IRemoteHost
 from rda.sync.manifest import Manifest
 from rda.sync.racy import Racy
 from rda.sync.remote import KINDS, OPERATIONS_AT_ONCE, RemoteTree
-from rda.sync.tree import Entry, Kind, RemoteSnapshot, join
+from rda.sync.tree import Entry, Kind, RemoteSnapshot, join, printable
 
 #: The directory comes on the first line. Nine fields for each path, each ended by NUL: whether it is a directory that
 #: is closed to the remote user, type, mode, size, mtime, ctime, inode, path, and a link's target.
@@ -38,7 +38,16 @@ FIELDS = 9
 #: The longest answer that is read, bytes: of about a million paths. A larger tree is listed over SFTP.
 MAX_ANSWER = 256 * 1024 * 1024
 
-_TYPES = {b"f": Kind.FILE, b"d": Kind.DIRECTORY, b"l": Kind.SYMLINK}
+#: The most paths that are listed over SFTP, and the longest, bytes (Linux' PATH_MAX: a longer one cannot be asked for):
+#: a listing of a hostile server has no end.
+MAX_PATHS = 4_000_000
+MAX_PATH = 4096
+
+#: Bytes of such a path that are shown.
+SHOWN_PATH = 100
+
+#: What cannot be the last part of a path. (A slash and NUL cannot be in one.)
+_NO_NAMES = (b"", b".", b"..")
 
 _UNLISTED = "cannot be listed by the remote user: a container made it, for its own user only"
 
@@ -59,13 +68,16 @@ class RemoteLook:
     async def look(self, remote: RemoteTree) -> RemoteSnapshot:
         """Look at everything in a tree, following no link.
 
+        :raises SyncFailed: what the remote host lists is no tree, see :func:`check`.
         :raises LinkDown: the connection is lost.
         """
         if self.available and b"\n" not in remote.tree:
             answer = await self._ask(remote.tree)
             if answer is not None:
-                return await self._in_thread(parse, answer)
-        return await _listed(remote)
+                return await self._in_thread(_parsed, answer)
+        found = await _listed(remote)
+        check(found.entries)
+        return found
 
     async def _ask(self, top: bytes) -> bytes | None:
         answer = _Answer(top + b"\n")
@@ -184,6 +196,35 @@ class _Answer(Protocol):
             self.ended.errback(LinkDown(f"the connection was lost during a look: {reason.getErrorMessage()}"))
 
 
+def check(entries: Mapping[bytes, Entry]) -> None:
+    """Make sure that every path is a name in a directory of the tree.
+
+    In two-way mirrors these paths become local ones. ``../x``, or something "in" a symbolic link, would be written
+    wherever that leads on this machine: no remote host lists that by mistake.
+
+    :raises SyncFailed: naming the path. Nothing is concluded from the others: they would seem to be removed.
+    """
+    for path in entries:
+        directory, slash, name = path.rpartition(b"/")
+        above = entries.get(directory) if slash else None
+        if name in _NO_NAMES or (slash and (above is None or above.kind != Kind.DIRECTORY)):
+            raise _not_believed(path)
+
+
+def _not_believed(path: bytes) -> SyncFailed:
+    shown = printable(path if len(path) <= SHOWN_PATH else path[:SHOWN_PATH] + b"...")
+    return SyncFailed(
+        f"the remote host lists {shown}, which is in no directory of the mount. Nothing that it lists is believed: "
+        "look at that host before you use it again"
+    )
+
+
+def _parsed(answer: bytes) -> RemoteSnapshot:
+    found = parse(answer)
+    check(found.entries)
+    return found
+
+
 def parse(answer: bytes) -> RemoteSnapshot:
     """Read what :data:`COMMAND` prints.
 
@@ -194,18 +235,20 @@ def parse(answer: bytes) -> RemoteSnapshot:
         raise CommandFailed("find on the remote host printed something else than it was asked for", None)
     entries: dict[bytes, Entry] = {}
     unknown: dict[bytes, str] = {}
-    for at in range(0, len(fields), FIELDS):
-        closed, kind, mode, size, mtime, ctime, inode, path, target = fields[at : at + FIELDS]
-        if kind == b"f":
-            entries[path] = Entry(
-                Kind.FILE, int(mode, 8), int(size), _nanoseconds(mtime), _nanoseconds(ctime), int(inode)
-            )
-        elif kind == b"d":
-            entries[path] = Entry(Kind.DIRECTORY, int(mode, 8))
-            if closed:
-                unknown[path] = _UNLISTED
-        elif kind == b"l":
-            entries[path] = Entry(Kind.SYMLINK, target=target)
+    try:
+        for at in range(0, len(fields), FIELDS):
+            closed, kind, mode, size, mtime, ctime, inode, path, target = fields[at : at + FIELDS]
+            if kind == b"f":
+                times = _nanoseconds(mtime), _nanoseconds(ctime)
+                entries[path] = Entry(Kind.FILE, int(mode, 8) & 0o7777, int(size), *times, int(inode))
+            elif kind == b"d":
+                entries[path] = Entry(Kind.DIRECTORY, int(mode, 8) & 0o7777)
+                if closed:
+                    unknown[path] = _UNLISTED
+            elif kind == b"l":
+                entries[path] = Entry(Kind.SYMLINK, target=target)
+    except ValueError as error:
+        raise CommandFailed(f"find on the remote host printed something that is no number: {error}", None) from error
     return RemoteSnapshot(entries, unknown, precise=True)
 
 
@@ -236,6 +279,8 @@ async def _listed(remote: RemoteTree) -> RemoteSnapshot:
             return
         for name, found in names:
             path = join(directory, name) if directory else name
+            if name in _NO_NAMES or b"/" in name or len(path) > MAX_PATH:
+                raise _not_believed(path)
             kind = KINDS.get(stat.S_IFMT(found.mode))
             if kind == Kind.DIRECTORY:
                 entries[path] = Entry(kind, found.mode & 0o7777)
@@ -257,5 +302,7 @@ async def _listed(remote: RemoteTree) -> RemoteSnapshot:
     while below:
         now, below = below, []
         await each(now, OPERATIONS_AT_ONCE, look)
+        if len(entries) + len(links) > MAX_PATHS:
+            raise SyncFailed(f"the mount has more than {MAX_PATHS:,} paths on the remote host; rda reads no more")
     await each(links, OPERATIONS_AT_ONCE, read)
     return RemoteSnapshot(entries, unknown)

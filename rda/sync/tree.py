@@ -21,6 +21,10 @@ OWNER_KEEPS_ACCESS = 0o700
 #: The permission bits of an entry whose content has to be sent again, see :meth:`Entry.uncertain`.
 UNCERTAIN = -1
 
+#: Permission bits of files that are never fetched: set-user-ID and set-group-ID let whoever runs the file act as the
+#: user that rda runs as, and what is in it comes from another host.
+OTHERS_RIGHTS = 0o6000
+
 
 class Kind(IntEnum):
     """What is mirrored; sockets, FIFOs and devices are not."""
