@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from rda.access.admission import Admission, Users, read_admission
 from rda.access.policy_config import Access, read_access
 from rda.access.remotes import FINGERPRINT, parse_permit
+from rda.config_table import TableReader
 from rda.docker.host_network import read_ports
 from rda.errors import ConfigError, RdaError
 from rda.limits import Limits
@@ -27,6 +28,9 @@ DEFAULT_CONTEXT = "default"
 
 #: How a local directory is mirrored: what is made on the remote stays there untouched, is removed, or comes back.
 MODES = ("one-way", "mirror", "two-way")
+
+#: Whose path a bind source is: see :class:`Rule`.
+WHERES = ("local", "remote", "refuse")
 
 #: Where a context listens when nothing is said.
 DEFAULT_LISTEN = ("tcp:23750:interface=127.0.0.1",)
@@ -187,43 +191,40 @@ def load(text: str | None, options: Mapping[str, Any], outside: Outside) -> Conf
     :raises ConfigError: naming every problem, each with its key.
     """
     problems: list[str] = []
-    table = _toml(text)
-    contexts = table.pop("context", {})
-    if not isinstance(contexts, dict):
-        problems.append("context: must be tables like [context.NAME]")
-        contexts = {}
-    top = {**table, **options}
-    state_dir = _Reader("", dict(top), problems).text("state_dir", outside.state_dir)
-    top.pop("state_dir", None)
-    permits = _permits(top.pop("remotes", None), problems)
-    audit = _audit(top.pop("audit", None), problems, outside)
+    reader = TableReader("", {**_toml(text), **options}, problems)
+    state_dir = outside.expand(reader.text("state_dir", outside.state_dir))
+    permits = _permits(reader.table("remotes"))
+    audit = _audit(reader.table("audit"), outside)
+    named = reader.named_tables("context")
+    top = reader.rest()
     found = []
-    if "remote" in top or not contexts:
-        found.append(_context(DEFAULT_CONTEXT, "", top, problems, outside))
+    if "remote" in top or not named:
+        found.append(_context(DEFAULT_CONTEXT, TableReader("", top, problems), outside))
     shared = {key: value for key, value in top.items() if key not in ("remote", "listen")}
-    for name, own in contexts.items():
+    for name, own in named.items():
         if found and name == DEFAULT_CONTEXT:
             problems.append(f"context.{name}: the top level of the file describes the context of this name already")
         found.append(_named_context(name, own, shared, problems, outside))
     _check_listeners(found, problems)
     if problems:
         raise ConfigError(problems)
-    state_dir = outside.expand(state_dir)
     own_files = (state_dir, *((audit.path,) if audit is not None and audit.path else ()))
-    allowed = (replace(context, remote=replace(context.remote, permits=permits)) for context in found)
-    contexts = tuple(replace(context, access=context.access.without(own_files)) for context in allowed)
-    return Config(contexts=contexts, state_dir=state_dir, audit=audit)
+    contexts = (
+        replace(
+            context,
+            remote=replace(context.remote, permits=permits),
+            access=context.access.without(own_files),
+        )
+        for context in found
+    )
+    return Config(contexts=tuple(contexts), state_dir=state_dir, audit=audit)
 
 
-def _permits(found: object, problems: list[str]) -> tuple[str, ...] | None:
+def _permits(reader: TableReader | None) -> tuple[str, ...] | None:
     """The hosts that any context may connect to; None when nothing is said."""
-    if found is None:
+    if reader is None:
         return None
-    if not isinstance(found, dict):
-        problems.append("remotes: must be a table like [remotes]")
-        return ()
-    reader = _Reader("remotes.", dict(found), problems)
-    permits = reader.texts("allow", ())
+    permits = reader.texts("allow")
     for permit in permits:
         try:
             parse_permit(permit)
@@ -233,24 +234,18 @@ def _permits(found: object, problems: list[str]) -> tuple[str, ...] | None:
     return permits
 
 
-def _audit(table: object, problems: list[str], outside: Outside) -> AuditSettings | None:
-    if table is None:
+def _audit(reader: TableReader | None, outside: Outside) -> AuditSettings | None:
+    if reader is None:
         return None
-    if not isinstance(table, dict):
-        problems.append("audit: must be a table like [audit]")
-        return None
-    reader = _Reader("audit.", dict(table), problems)
     path = reader.text("path", "")
-    numbers = {key: reader.anything(key, getattr(AuditSettings, key)) for key in ("max_bytes", "keep")}
-    for key, least in (("max_bytes", 4096), ("keep", 1)):
-        value = numbers[key]
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            reader.problem(key, f"must be a whole number, and at least {least}")
-            numbers[key] = least
-    fail_closed = reader.flag("fail_closed", AuditSettings.fail_closed)
+    settings = AuditSettings(
+        path=outside.expand(path) if path else "",
+        max_bytes=reader.whole_number("max_bytes", AuditSettings.max_bytes, 4096),
+        keep=reader.whole_number("keep", AuditSettings.keep, 1),
+        fail_closed=reader.flag("fail_closed", AuditSettings.fail_closed),
+    )
     reader.finish("path, max_bytes, keep, fail_closed")
-    settings = AuditSettings(outside.expand(path) if path else "", fail_closed=fail_closed)
-    return replace(settings, **numbers)  # type: ignore[arg-type]
+    return settings
 
 
 def _toml(text: str | None) -> dict[str, Any]:
@@ -261,81 +256,20 @@ def _toml(text: str | None) -> dict[str, Any]:
         raise ConfigError([f"the file is not TOML: {e}"]) from e
 
 
-def _named_context(name: str, own: object, shared: dict[str, Any], problems: list[str], outside: Outside) -> Context:
+def _named_context(
+    name: str, own: Mapping[str, object], shared: Mapping[str, object], problems: list[str], outside: Outside
+) -> Context:
     path = f"context.{name}."
     if not _NAME.match(name):
         problems.append(f"context.{name}: a name is letters, digits, '_', '.' and '-', at most 63")
-    if not isinstance(own, dict):
-        problems.append(f"context.{name}: must be a table")
-        own = {}
     if "listen" not in own:
         problems.append(f"{path}listen: missing; a context of its own needs an endpoint of its own")
     # Who may do what is one thing: users' tables change the policy that they stand beside.
     inherited = {key: value for key, value in shared.items() if not (key == "user" and "policy" in own)}
-    return _context(name, path, {**inherited, **own}, problems, outside)
+    return _context(name, TableReader(path, {**inherited, **own}, problems), outside)
 
 
-class _Reader:
-    """Takes typed values out of one table and notes what is wrong with them."""
-
-    def __init__(self, path: str, table: dict[str, Any], problems: list[str]) -> None:
-        self.path = path
-        self._table = table
-        self.problems = problems
-
-    def problem(self, key: str, what: str) -> None:
-        self.problems.append(f"{self.path}{key}: {what}")
-
-    def text(self, key: str, default: str) -> str:
-        value = self._table.pop(key, default)
-        if not isinstance(value, str) or "\0" in value:
-            self.problem(key, "must be a string")
-            return default
-        return value
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self._table.pop(key, default)
-        if not isinstance(value, bool):
-            self.problem(key, "must be true or false")
-            return default
-        return value
-
-    def texts(self, key: str, default: tuple[str, ...]) -> tuple[str, ...]:
-        value = self._table.pop(key, default)
-        if isinstance(value, str):
-            value = [value]
-        if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) and v and "\0" not in v for v in value):
-            self.problem(key, "must be a string or a list of strings")
-            return default
-        return tuple(value)
-
-    def anything(self, key: str, default: object) -> object:
-        return self._table.pop(key, default)
-
-    def table(self, key: str) -> dict[str, Any]:
-        value = self._table.pop(key, {})
-        if not isinstance(value, dict):
-            self.problem(key, f"must be a table like [{self.path}{key}]")
-            return {}
-        return value
-
-    def tables(self, key: str) -> list[dict[str, Any]]:
-        value = self._table.pop(key, [])
-        if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
-            self.problem(key, f"must be tables like [[{key}]]")
-            return []
-        return value
-
-    def finish(self, known: str) -> None:
-        """Everything left over is a key nobody knows."""
-        for key in self._table:
-            self.problem(key, f"no such key ({known})")
-
-
-def _context(name: str, path: str, table: dict[str, Any], problems: list[str], outside: Outside) -> Context:
-    own = dict(table)
-    access = read_access(own, path, name, problems)
-    reader = _Reader(path, own, problems)
+def _context(name: str, reader: TableReader, outside: Outside) -> Context:
     admission = _admission(reader, outside)
     context = Context(
         name=name,
@@ -347,7 +281,7 @@ def _context(name: str, path: str, table: dict[str, Any], problems: list[str], o
         rules=_rules(reader),
         forwards=_forwards(reader),
         admission=admission,
-        access=access,
+        access=read_access(reader, name),
         limits=_limits(reader),
         expose_host=_expose_host(reader),
     )
@@ -355,7 +289,7 @@ def _context(name: str, path: str, table: dict[str, Any], problems: list[str], o
     return context
 
 
-def _admission(reader: _Reader, outside: Outside) -> Admission:
+def _admission(reader: TableReader, outside: Outside) -> Admission:
     """Who may use the context; root's rights are lent to nobody by accident."""
     admission = read_admission(reader, outside.users, outside.expand, outside.tls_problem)
     allowed = reader.flag("allow_root", False)
@@ -369,13 +303,13 @@ def _admission(reader: _Reader, outside: Outside) -> Admission:
     return admission
 
 
-def _remote(reader: _Reader, outside: Outside) -> Remote:
+def _remote(reader: TableReader, outside: Outside) -> Remote:
     target = reader.text("remote", "")
     if not target:
         reader.problem("remote", 'missing; say --remote user@host, or remote = "user@host" in the file')
     elif target.startswith("-") or any(c.isspace() for c in target):
         reader.problem("remote", f"{target!r} is not a host, user@host, user@host:port or ssh:// address")
-    host_keys = reader.texts("host_key", ())
+    host_keys = reader.texts("host_key")
     for pin in host_keys:
         if not FINGERPRINT.match(pin):
             reader.problem("host_key", f"{pin!r} is not a fingerprint like SHA256:… (ssh-keygen -l prints them)")
@@ -390,8 +324,8 @@ def _remote(reader: _Reader, outside: Outside) -> Remote:
     )
 
 
-def _files(reader: _Reader, key: str, outside: Outside, *, must_exist: bool) -> tuple[str, ...]:
-    paths = tuple(outside.expand(path) for path in reader.texts(key, ()))
+def _files(reader: TableReader, key: str, outside: Outside, *, must_exist: bool) -> tuple[str, ...]:
+    paths = tuple(outside.expand(path) for path in reader.texts(key))
     for path in paths:
         why = outside.file_problem(path) if must_exist else None
         if why is not None:
@@ -399,7 +333,7 @@ def _files(reader: _Reader, key: str, outside: Outside, *, must_exist: bool) -> 
     return paths
 
 
-def _listen(reader: _Reader, outside: Outside, has_tls: bool) -> tuple[str, ...]:
+def _listen(reader: TableReader, outside: Outside, has_tls: bool) -> tuple[str, ...]:
     listen = reader.texts("listen", DEFAULT_LISTEN)
     if not listen:
         reader.problem("listen", "must name at least one endpoint")
@@ -410,7 +344,7 @@ def _listen(reader: _Reader, outside: Outside, has_tls: bool) -> tuple[str, ...]
     return listen
 
 
-def _docker(reader: _Reader) -> str:
+def _docker(reader: TableReader) -> str:
     docker = reader.text("docker", Context.docker)
     try:
         url = urlsplit(docker)
@@ -424,30 +358,23 @@ def _docker(reader: _Reader) -> str:
     return docker
 
 
-def _sync_root(reader: _Reader) -> str:
+def _sync_root(reader: TableReader) -> str:
     root = reader.text("sync_root", Context.sync_root)
     if not root or root.strip("/") == "" or ".." in root.split("/"):
         reader.problem("sync_root", f"{root!r} is not a directory of its own on the remote host")
     return root
 
 
-def _rules(reader: _Reader) -> tuple[Rule, ...]:
-    return tuple(
-        _rule(_Reader(f"{reader.path}bind[{n}].", dict(table), reader.problems))
-        for n, table in enumerate(reader.tables("bind"))
-    )
+def _rules(reader: TableReader) -> tuple[Rule, ...]:
+    return tuple(_rule(one) for one in reader.tables("bind"))
 
 
-def _rule(reader: _Reader) -> Rule:
-    pattern, where = reader.text("path", ""), reader.text("where", "local")
-    mode, ignore = reader.text("mode", Rule.mode), reader.texts("ignore", ())
+def _rule(reader: TableReader) -> Rule:
+    pattern, where = reader.text("path", ""), reader.choice("where", "local", WHERES)
+    mode, ignore = reader.choice("mode", Rule.mode, MODES), reader.texts("ignore")
     owner, world_writable = reader.text("owner", Rule.owner), reader.flag("world_writable", Rule.world_writable)
     if not pattern:
         reader.problem("path", "missing; it is an absolute path")
-    if where not in ("local", "remote", "refuse"):
-        reader.problem("where", 'must be "local", "remote" or "refuse"')
-    if mode not in MODES:
-        reader.problem("mode", "must be " + ", ".join(f'"{name}"' for name in MODES))
     if not _OWNER.match(owner):
         reader.problem("owner", 'must be "login", "preserve" or two numbers, "UID:GID"')
     if world_writable and mode != "one-way":
@@ -459,7 +386,7 @@ def _rule(reader: _Reader) -> Rule:
     return rule
 
 
-def _expose_host(reader: _Reader) -> tuple[int, ...]:
+def _expose_host(reader: TableReader) -> tuple[int, ...]:
     value = reader.anything("expose_host", ())
     entries = value if isinstance(value, (list, tuple)) else [value]
     texts = [text.strip() for entry in entries for text in str(entry).split(",")]
@@ -471,15 +398,12 @@ def _expose_host(reader: _Reader) -> tuple[int, ...]:
     return ports
 
 
-def _forwards(reader: _Reader) -> tuple[Forward, ...]:
-    return tuple(
-        _forward(_Reader(f"{reader.path}forward[{n}].", dict(table), reader.problems))
-        for n, table in enumerate(reader.tables("forward"))
-    )
+def _forwards(reader: TableReader) -> tuple[Forward, ...]:
+    return tuple(_forward(one) for one in reader.tables("forward"))
 
 
-def _forward(reader: _Reader) -> Forward:
-    container, ports = reader.text("container", ""), reader.texts("ports", ())
+def _forward(reader: TableReader) -> Forward:
+    container, ports = reader.text("container", ""), reader.texts("ports")
     if not container:
         reader.problem("container", "missing; it is a container's name, or a pattern of names such as web-*")
     if not ports:
@@ -492,17 +416,19 @@ def _forward(reader: _Reader) -> Forward:
     return Forward(container, ports)
 
 
-def _limits(reader: _Reader) -> Limits:
+def _limits(reader: TableReader) -> Limits:
     """Take the limits that are given; what counts bytes or things is a whole number, what is a time may have parts."""
-    table = reader.table("limits")
+    limits = reader.table("limits")
+    if limits is None:
+        return Limits()
     known = {name: type(default) for name, default in asdict(Limits()).items()}
     given = {}
-    for name, value in table.items():
+    for name, value in limits.rest().items():
         kinds = (int,) if known.get(name) is int else (int, float)
         if name not in known:
-            reader.problem(f"limits.{name}", "no such limit (see the sample rda.toml for those there are)")
+            limits.problem(name, "no such limit (see the sample rda.toml for those there are)")
         elif isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf:
-            reader.problem(f"limits.{name}", f"must be a {'whole ' if kinds == (int,) else ''}number above 0")
+            limits.problem(name, f"must be a {'whole ' if kinds == (int,) else ''}number above 0")
         else:
             given[name] = known[name](value)
     return Limits(**given)

@@ -16,6 +16,7 @@ from rda.access.gate import Gate
 from rda.access.ownership import Ownership
 from rda.access.policy_config import read_access
 from rda.api import DaemonAPI
+from rda.config_table import TableReader
 from rda.containers.calls import Containers
 from rda.containers.reconciler import Reconciler
 from rda.docker.binds import Rules, System
@@ -52,7 +53,7 @@ class GateCase(SynchronousTestCase):
     def build(self, **table: Any) -> None:
         """Make the site."""
         problems: list[str] = []
-        access = read_access({**table}, "", "default", problems)
+        access = read_access(TableReader("", table, problems), "default")
         self.assertEqual(problems, [])
         endpoint = SiteEndpoint(self.network, Site(self.daemon, timeout=None))
         api = DaemonAPI(self.clock, endpoint)

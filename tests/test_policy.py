@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from rda.access.policy import FLAGS, LIMITS, LISTS, PRESETS, Facts, Policy, judge, refused
 from rda.access.policy_config import Access, read_access
+from rda.config_table import TableReader
 from rda.docker import routes
 from rda.docker.claims import Claim, Kind
 from rda.docker.endpoints import ENDPOINTS, JUDGED, canonical_body, claims_of
@@ -23,7 +24,7 @@ DEVELOPER = PRESETS["developer"]
 
 def access(**table: Any) -> Access:
     problems: list[str] = []
-    found = read_access(table, "", "default", problems)
+    found = read_access(TableReader("", table, problems), "default")
     if problems:
         raise ConfigError(problems)
     return found
@@ -468,7 +469,7 @@ class ConfigurationTests(SynchronousTestCase):
                        "host_namespaces": ["net"], "images": [1]},
             "user": {"ann": {"deny_ports": "x"}},
         }  # fmt: skip
-        read_access(table, "context.a.", "a", problems)
+        read_access(TableReader("context.a.", table, problems), "a")
         keys = [problem.partition(":")[0] for problem in problems]
         names = (
             "preset binds ports addresses privileged max_containers endpoints capabilities nonsense host_namespaces "

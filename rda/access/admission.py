@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
-__all__ = ["TOKEN_PREFIX", "Admission", "Reader", "Users", "is_user_name", "read_admission"]
+from rda.config_table import TableReader
+
+__all__ = ["TOKEN_PREFIX", "Admission", "Users", "is_user_name", "read_admission"]
 
 #: What every token begins with: it can be told from other programs' tokens, and found where it leaked.
 TOKEN_PREFIX = "rda_"  # noqa: S105 (not a secret)
@@ -63,25 +64,6 @@ class Admission:
         return next((key for key, lends in keys.items() if lends), "")
 
 
-class Reader(Protocol):
-    """What takes typed values out of a table of the file; :mod:`rda.config` has it."""
-
-    def problem(self, key: str, what: str) -> None:
-        """Note what is wrong with a key."""
-
-    def text(self, key: str, default: str) -> str:
-        """Take a string."""
-
-    def flag(self, key: str, default: bool) -> bool:
-        """Take true or false."""
-
-    def texts(self, key: str, default: tuple[str, ...]) -> tuple[str, ...]:
-        """Take a string or a list of strings."""
-
-    def table(self, key: str) -> dict[str, Any]:
-        """Take a table."""
-
-
 @dataclass(frozen=True)
 class Users:
     """This machine's users and groups.
@@ -94,7 +76,7 @@ class Users:
 
 
 def read_admission(
-    reader: Reader, users: Users, expand: Callable[[str], str], tls_problem: Callable[[str, bool], str | None]
+    reader: TableReader, users: Users, expand: Callable[[str], str], tls_problem: Callable[[str, bool], str | None]
 ) -> Admission:
     """Take the keys about callers out of a context's table.
 
@@ -124,9 +106,9 @@ def is_user_name(text: str) -> bool:
     return _USER.match(text) is not None
 
 
-def _users(reader: Reader, users: Users) -> tuple[tuple[str, int], ...]:
+def _users(reader: TableReader, users: Users) -> tuple[tuple[str, int], ...]:
     found = []
-    for name in reader.texts("allow_users", ()):
+    for name in reader.texts("allow_users"):
         uid = users.uid(name)
         if uid is None:
             reader.problem("allow_users", f"there is no user {name!r} on this machine")
@@ -135,7 +117,7 @@ def _users(reader: Reader, users: Users) -> tuple[tuple[str, int], ...]:
     return tuple(found)
 
 
-def _group(reader: Reader, users: Users) -> tuple[str, int] | None:
+def _group(reader: TableReader, users: Users) -> tuple[str, int] | None:
     name = reader.text("allow_group", "")
     if not name:
         return None
@@ -146,9 +128,10 @@ def _group(reader: Reader, users: Users) -> tuple[str, int] | None:
     return name, gid
 
 
-def _tokens(reader: Reader) -> tuple[tuple[str, bytes], ...]:
+def _tokens(reader: TableReader) -> tuple[tuple[str, bytes], ...]:
     found = []
-    for user, hashes in reader.table("tokens").items():
+    table = reader.table("tokens")
+    for user, hashes in table.rest().items() if table is not None else ():
         if not is_user_name(user):
             reader.problem(
                 "tokens", f"{user!r} is not a user's name: letters, digits, '_', '.', '@', '+', '-', at most 64"
@@ -162,8 +145,8 @@ def _tokens(reader: Reader) -> tuple[tuple[str, bytes], ...]:
     return tuple(found)
 
 
-def _host_names(reader: Reader) -> tuple[str, ...]:
-    names = reader.texts("host_names", ())
+def _host_names(reader: TableReader) -> tuple[str, ...]:
+    names = reader.texts("host_names")
     for name in names:
         if not _HOST_NAME.match(name):
             reader.problem("host_names", f"{name!r} is not a host name")

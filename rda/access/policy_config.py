@@ -6,9 +6,9 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from rda.access.policy import FLAGS, LIMITS, LISTS, PRESETS, Policy
+from rda.config_table import TableReader
 
 __all__ = ["Access", "read_access"]
 
@@ -53,85 +53,60 @@ def _denying(policy: Policy, paths: Iterable[str]) -> Policy:
     return replace(policy, deny={**policy.deny, "binds": (*policy.deny.get("binds", ()), *paths)})
 
 
-def read_access(table: dict[str, Any], path: str, context: str, problems: list[str]) -> Access:
+def read_access(reader: TableReader, context: str) -> Access:
     """Take the keys ``policy``, ``user`` and ``owner_filter`` out of a context's table.
 
-    :param path: put before the keys in problems, e.g. ``context.gpu.``.
-    :param problems: what is wrong is added here, each with its key.
+    :param context: the context's name.
     """
-    owner_filter = table.pop("owner_filter", False)
-    if not isinstance(owner_filter, bool):
-        problems.append(f"{path}owner_filter: must be true or false")
-        owner_filter = False
-    own = table.pop("policy", None)
-    users = table.pop("user", {})
-    if own is not None and not isinstance(own, dict):
-        problems.append(f"{path}policy: must be a table like [{path}policy]")
-        own = {}
-    if not isinstance(users, dict) or not all(isinstance(one, dict) for one in users.values()):
-        problems.append(f"{path}user: must be tables like [{path}user.NAME]")
-        users = {}
-    if users and own is None:
-        problems.append(f"{path}user: says what some may do; say what everybody else may in [{path}policy]")
-    if own is None and owner_filter:
-        own = {}  # whoever may have the host may have what is others': a filter alone would keep nobody out
-    if own is None:
+    owner_filter = reader.flag("owner_filter", False)
+    own = reader.table("policy")
+    users = reader.named_tables("user")
+    if own is None and users:
+        what = f"says what some may do; say what everybody else may in [{reader.path}policy]"
+        reader.problem("user", what)
+    if own is None and not owner_filter:
         return Access()
-    policy = _policy(own, PRESETS[DEFAULT_PRESET], f"{path}policy.", f"the policy of context {context}", problems)
+    # Whoever may have the host may have what is others': a filter alone would keep nobody out.
+    table = own or TableReader(f"{reader.path}policy.", {}, reader.problems)
+    policy = _policy(table, PRESETS[DEFAULT_PRESET], f"the policy of context {context}")
     found = {
-        name: _policy(one, policy, f"{path}user.{name}.", f"the policy of {name} in context {context}", problems)
+        name: _policy(
+            TableReader(f"{reader.path}user.{name}.", one, reader.problems),
+            policy,
+            f"the policy of {name} in context {context}",
+        )
         for name, one in users.items()
     }
     return Access(policy, found, owner_filter)
 
 
-def _policy(table: Mapping[str, Any], base: Policy, path: str, scope: str, problems: list[str]) -> Policy:
+def _policy(reader: TableReader, base: Policy, scope: str) -> Policy:
     """Read one table: what it leaves out is the base's, or the named preset's; denials add up."""
-    values = dict(table)
-    preset = values.pop("preset", None)
-    if preset is not None and preset not in PRESETS:
-        problems.append(f"{path}preset: must be one of {', '.join(PRESETS)}")
-        preset = None
-    chosen = PRESETS[preset] if preset is not None else base
+    preset = reader.choice("preset", "", PRESETS)
+    chosen = PRESETS[preset] if preset else base
     allow, flags, limits = dict(chosen.allow), dict(chosen.flags), {**base.limits}
     deny = {key: (*base.deny.get(key, ()), *chosen.deny.get(key, ())) for key in (*base.deny, *chosen.deny)}
-    for key, value in values.items():
+    for key in reader:
         name = key.removeprefix("deny_")
-        if name in LISTS:
-            patterns = _patterns(name, value, path + key, problems)
-            if name == key:
-                allow[name] = patterns
-            else:
-                deny[name] = (*deny.get(name, ()), *patterns)
+        if name in LISTS and name == key:
+            allow[name] = _patterns(reader, key, name)
+        elif name in LISTS:
+            deny[name] = (*deny.get(name, ()), *_patterns(reader, key, name))
         elif key in FLAGS:
-            flags[key] = _checked(value, isinstance(value, bool), "must be true or false", path + key, problems, False)
+            flags[key] = reader.flag(key, False)
         elif key in LIMITS:
-            fine = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-            limits[key] = _checked(value, fine, "must be a whole number; 0 is without limit", path + key, problems, 0)
-        else:
-            problems.append(f"{path}{key}: no such key (see the sample rda.toml for those there are)")
+            limits[key] = reader.whole_number(key, 0, 0, ", which is without limit")
+    reader.finish("see the sample rda.toml for those there are")
     return replace(chosen, scope=scope, allow=allow, deny=deny, flags=flags, limits=limits)
 
 
-def _checked(value: Any, fine: bool, what: str, path: str, problems: list[str], instead: Any) -> Any:
-    if fine:
-        return value
-    problems.append(f"{path}: {what}")
-    return instead
-
-
-def _patterns(name: str, value: Any, path: str, problems: list[str]) -> tuple[str, ...]:
-    if isinstance(value, str):
-        value = [value]
-    if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):
-        problems.append(f"{path}: must be a string or a list of strings")
-        return ()
+def _patterns(reader: TableReader, key: str, name: str) -> tuple[str, ...]:
+    patterns = reader.texts(key)
     check = _CHECKS.get(name)
-    for one in value:
+    for one in patterns:
         if check is not None and (problem := check(one)):
-            problems.append(f"{path}: {one!r} {problem}")
-            return ()
-    return tuple(value)
+            reader.problem(key, f"{one!r} {problem}")
+    return patterns
 
 
 def _path_problem(text: str) -> str:
