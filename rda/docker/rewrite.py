@@ -475,7 +475,7 @@ def inward_list(
     """Show the answer of ``/containers/json``.
 
     :param local: container id -> where its ports are open here.
-    :param filters: what :func:`outward_filters` left to filter.
+    :param filters: what :func:`~rda.docker.listing.outward_filters` left to filter.
     """
     shown = [_item_by_id(item, mine, local) for item in items if isinstance(item, dict)]
     return [*(filters.apply(shown) if filters else shown)]

@@ -462,7 +462,8 @@ def direct_tcp(connection: Connection, host: str, port: int) -> ChannelEndpoint:
 def command(connection: Connection, command: bytes) -> ChannelEndpoint:
     """A command run by the remote user's shell (RFC 4254, section 6.5); the transport is its stdin and stdout.
 
-    ``connectionLost`` gets ``ConnectionDone`` for exit status 0, else :class:`CommandFailed` with the end of stderr.
+    ``connectionLost`` gets ``ConnectionDone`` for exit status 0, else :class:`~rda.errors.CommandFailed` with the end
+    of stderr.
     """
     hint = "The account may be restricted to one command, or the server's MaxSessions be reached."
     return ChannelEndpoint(connection, lambda: CommandChannel(command, hint))
