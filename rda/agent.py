@@ -81,10 +81,14 @@ class Agent(MultiService):
 
         One that cannot start ends the process: whoever starts it wants to know.
         """
-        private_directory(Path(self._config.state_dir))
+        try:
+            private_directory(Path(self._config.state_dir))
+            if self.audit is not None:
+                self.audit.start()
+        except OSError as error:
+            self._complain([Problem("state", unusable(error, self._config.state_dir), time.time())])
+            return
         _raise_descriptor_limit()
-        if self.audit is not None:
-            self.audit.start()
         _search_less_garbage()
         globalLogPublisher.addObserver(self.log)
         super().startService()
@@ -95,8 +99,9 @@ class Agent(MultiService):
         """Start a context; fires when its listeners are open, with what went wrong."""
         try:
             context.setServiceParent(self)
-        except (RdaError, OSError) as e:
-            return succeed([Problem(f"context {context.name}", str(e), time.time())])
+        except (RdaError, OSError) as error:
+            why = str(error) if isinstance(error, RdaError) else unusable(error, self._config.state_dir)
+            return succeed([Problem(f"context {context.name}", why, time.time())])
         return context.opened
 
     def _complain(self, problems: list[Problem]) -> None:
@@ -192,6 +197,15 @@ class Agent(MultiService):
         audit = self.audit.problem() if self.audit is not None else None
         problems = (*self._reloading.problems(), *((audit,) if audit is not None else ()))
         return tuple(replace(one, problems=tuple(dict.fromkeys((*one.problems, *problems)))) for one in contexts)
+
+
+def unusable(error: OSError, state_dir: str) -> str:
+    """Why rda cannot keep what it has to, and what to do."""
+    where = error.filename or state_dir
+    return (
+        f"{where} cannot be used: {error.strerror or error}; make it writable, free some space on its disk, or choose "
+        "another place with --state-dir (rda doctor tells more)"
+    )
 
 
 def settled(links: Iterable[LinkStatus]) -> bool:

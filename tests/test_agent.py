@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import subprocess
 import sys
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from twisted.application.service import Service
@@ -231,6 +233,25 @@ class ReloadTests(SynchronousTestCase):
         self.start()
         self.assertEqual(self.agent.said, ["rda: context a: cannot listen", "rda: context b: the identity is damaged"])
         self.assertEqual(self.agent.given_up, 2)
+
+    def test_no_place_for_its_state(self) -> None:
+        """Without a directory for its state, or room in it, rda ends, and says which and what to do."""
+        self.state = self.mktemp()
+        Path(self.state).write_text("in the way")
+        self.wanted = self.config("a")
+        self.agent = FakeAgent(self.wanted, lambda: self.wanted)
+        self.assertEqual(self.start(), [])
+        (said,) = self.agent.said
+        self.assertIn(f"rda: state: {self.state} cannot be used: File exists; ", said)
+        self.assertEqual(self.agent.given_up, 1)
+        self.successResultOf(self.agent.stopService())
+
+    def test_a_full_disk(self) -> None:
+        """Likewise when a context cannot write what it needs."""
+        self.agent.made[0].failure = OSError(errno.ENOSPC, "No space left on device")
+        self.start()
+        (said,) = self.agent.said
+        self.assertIn(f"rda: context a: {self.state} cannot be used: No space left on device; ", said)
 
     def test_files_are_read_again(self) -> None:
         """What a context's configuration only names, such as certificates, is read again; problems are shown."""

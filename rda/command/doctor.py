@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rda.agent_record import RecordedContext, read_record
 from rda.command.base import Command, CommandError, Exit, Unreachable
-from rda.command.endpoint import find_agent, state_directory
+from rda.command.endpoint import START, find_agent, state_directory
 from rda.command.terminal import Terminal, plain
 from rda.doctor import here
 from rda.doctor.finding import Finding, State, fail, ok
@@ -91,7 +91,9 @@ def _agent(options: argparse.Namespace) -> tuple[Mapping[str, Any] | None, str, 
         agent = find_agent(options.host)
         return agent.status(), agent.host, ""
     except Unreachable as error:
-        return None, "", "; ".join(line.strip() for line in str(error).splitlines())
+        # What to do is the finding's own.
+        first, *reasons = [line.strip() for line in str(error).removesuffix(START).splitlines()]
+        return None, "", f"{first} {'; '.join(reasons)}".rstrip("; ")
 
 
 def _state_dir(options: argparse.Namespace) -> Path:

@@ -29,6 +29,9 @@ DEFAULT_HOST = "tcp://localhost:23750"
 #: Seconds to wait for an agent that answers at once, as it does for everything but the calls that wait for files.
 TIMEOUT = 10.0
 
+#: What to do where no agent answers.
+START = "start one with: twistd -n rda --remote user@host"
+
 #: The version of the status document that this command reads.
 SCHEMA = 1
 
@@ -159,10 +162,8 @@ class Agent:
             connection.request(method, "/_rda/" + path, payload, headers)
             return connection.getresponse()
         except (OSError, http.client.HTTPException) as e:
-            why = str(e) or type(e).__name__
-            raise Unreachable(
-                f"no agent answers at {self.host} ({why}); start one with: twistd -n rda --remote user@host"
-            ) from e
+            why = getattr(e, "strerror", None) or str(e) or type(e).__name__
+            raise Unreachable(f"no agent answers at {self.host} ({why}); {START}") from e
 
     def status(self) -> dict[str, Any]:
         """Its status document (docs/status-schema.rst)."""
@@ -217,7 +218,8 @@ def _first_answer(where: Sequence[Place], environ: Mapping[str, str]) -> tuple[A
             failures.append(e)
     if len(failures) == 1:
         raise failures[0]
-    raise Unreachable("\n  ".join(["no agent was found:", *(str(failure) for failure in failures)]))
+    reasons = (str(failure).removesuffix(f"; {START}") for failure in failures)
+    raise Unreachable("\n".join(["no agent was found:", *(f"  {reason}" for reason in reasons), START]))
 
 
 def _of_context(agent: Agent, status: Mapping[str, Any], name: str) -> Agent:

@@ -21,7 +21,7 @@ from rda.api import DaemonAPI
 from rda.doctor.advice import about_link
 from rda.doctor.finding import Finding, fail, ok, warn
 from rda.doctor.here import judge_space
-from rda.errors import ChannelRefused, RdaError
+from rda.errors import ChannelRefused, CommandFailed, RdaError
 from rda.interfaces import IRemoteFiles
 from rda.ssh.docker_socket import parse_docker
 from rda.ssh.link import Link
@@ -146,7 +146,7 @@ class Examination:
         else:
             yield warn(
                 "commands",
-                f"cannot be run there: {refused}",
+                f"cannot be run there: {_why_not_run(refused)}",
                 "Allow them (no ForceCommand, no command= in authorized_keys): UDP ports and fast syncs need them",
             )
         async for finding in self._judge_files(files):
@@ -310,11 +310,11 @@ class Examination:
     def _judge_clock(self, there: int) -> Finding:
         difference = there - self._wall_clock()
         if abs(difference) <= CLOCK_SECONDS:
-            return ok("clock", "the remote host's agrees with ours")
-        ahead = "ahead" if difference > 0 else "behind"
+            return ok("clock", "the remote host's agrees with this machine's")
+        ahead = "ahead of" if difference > 0 else "behind"
         return warn(
             "clock",
-            f"the remote host's is {abs(difference):.0f} s {ahead} of ours",
+            f"the remote host's clock is {abs(difference):.0f} s {ahead} this machine's",
             "Have both set by NTP (timedatectl set-ntp true): builds and certificates go by file times and the clock",
         )
 
@@ -330,7 +330,7 @@ class Examination:
                 return allowed
             return fail(
                 "port forwarding",
-                f"the SSH server does not allow it: {error}",
+                "the SSH server does not allow it",
                 "Have sshd_config say 'AllowTcpForwarding yes' (or local), without PermitOpen or 'restrict' in "
                 "authorized_keys: published ports need it",
             )
@@ -360,3 +360,10 @@ class Examination:
                 )
             )
         return found
+
+
+def _why_not_run(error: RdaError) -> str:
+    """Without the command itself, which nobody has typed."""
+    if isinstance(error, CommandFailed) and error.exit_status is not None:
+        return f"one that rda sent ended with status {error.exit_status}"
+    return str(error)

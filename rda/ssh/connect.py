@@ -6,6 +6,7 @@ Every hop is an SSH connection of its own with its own host key verification and
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,6 @@ from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.error import ConnectError, ConnectingCancelledError, DNSLookupError, TimeoutError
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory
-from twisted.python.failure import Failure
 
 from rda.access.remotes import pins_for
 from rda.deferreds import Waiters
@@ -219,6 +219,7 @@ def _why(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "it does not answer"
     if isinstance(error, ConnectError):
-        # "Connection was refused by other side: 111: Connection refused."
-        return Failure(error).getErrorMessage().rstrip(".")
+        # Twisted's own words are "Connection was refused by other side: 111: Connection refused."
+        number = error.osError
+        return os.strerror(number) if isinstance(number, int) else str(error).rstrip(".")
     return str(error) or type(error).__name__

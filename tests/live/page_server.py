@@ -151,7 +151,7 @@ def busy(now: float) -> ContextStatus:
 
 
 def down(now: float) -> ContextStatus:
-    reason = "dev@lab.example.com:22 cannot be reached: Connection was refused by other side: 111: Connection refused"
+    reason = "dev@lab.example.com:22 cannot be reached: Connection refused"
     lost = LinkStatus("dev@lab.example.com:22", "waiting", reason, now - 95, connects=1, next_try=now + 4000)
     return ContextStatus("lab", ("unix:///run/user/1000/rda/lab.sock",), lost)
 
