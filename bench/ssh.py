@@ -153,21 +153,23 @@ def forward_rda(options: argparse.Namespace) -> None:
     from zope.interface import implementer
 
     from rda.config import Remote
-    from rda.sockets import send_now
+    from rda.interfaces import IRoomy, ITakesViews
+    from rda.sockets import TURN_SIZE, receive_into, send_now, widen
     from rda.ssh.link import Link
 
-    @implementer(IHalfCloseableProtocol)
+    @implementer(IHalfCloseableProtocol, ITakesViews)
     class End(Protocol):
         """One end of a forwarded connection: its data goes to the other end's transport."""
 
         other: End
 
         def connectionMade(self) -> None:
-            if hasattr(self.transport, "bufferSize"):
-                self.transport.bufferSize = CHUNK
+            widen(self.transport)
 
         def join(self, other: End) -> None:
             self.other = other
+            if IRoomy.providedBy(other.transport):
+                receive_into(self.transport, other.transport.room, other.transport.filled, TURN_SIZE)
             other.transport.registerProducer(self.transport, True)
 
         def dataReceived(self, data: bytes) -> None:

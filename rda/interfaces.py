@@ -19,7 +19,16 @@ from zope.interface import Attribute, Interface
 if TYPE_CHECKING:
     from rda.docker.routes import Call, Fields, Outgoing, Table
 
-__all__ = ["Attributes", "ICallRewriter", "IGate", "IRemoteFiles", "IRemoteHost", "IRemoteListener"]
+__all__ = [
+    "Attributes",
+    "ICallRewriter",
+    "IGate",
+    "IRemoteFiles",
+    "IRemoteHost",
+    "IRemoteListener",
+    "IRoomy",
+    "ITakesViews",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +45,23 @@ class Attributes:
     mtime: int
     uid: int = -1
     gid: int = -1
+
+
+class ITakesViews(Interface):
+    """A protocol whose ``dataReceived`` may be given a memoryview instead of bytes, to save a copy of all data.
+
+    The view is valid only during the call: its buffer is used again.
+    """
+
+
+class IRoomy(Interface):
+    """A transport into which data to be sent can be received, instead of written to it afterwards: a copy less."""
+
+    def room() -> memoryview:
+        """Where to receive into, never empty; asked for before each receive."""
+
+    def filled(size: int) -> None:
+        """Send the first ``size`` bytes of :meth:`room`, as ``write`` would."""
 
 
 class IRemoteHost(Interface):

@@ -2,12 +2,15 @@
 
 import socket
 
+from twisted.internet.error import ConnectionDone
+from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.internet.protocol import Protocol
 from twisted.internet.tcp import Connection
 from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from rda.sockets import send_now
+from rda.sockets import MORE_TO_COME, receive_into, send_now, widen
 
 
 class Writer(MemoryReactorClock):
@@ -22,6 +25,20 @@ class Writer(MemoryReactorClock):
 
     def removeWriter(self, writer):
         self.waiting.discard(writer)
+
+
+class Reader(MemoryReactorClock):
+    """A reactor that notes who wants to read."""
+
+    def __init__(self):
+        super().__init__()
+        self.reading = set()
+
+    def addReader(self, reader):
+        self.reading.add(reader)
+
+    def removeReader(self, reader):
+        self.reading.discard(reader)
 
 
 class SendNowTests(SynchronousTestCase):
@@ -109,3 +126,96 @@ class SendNowTests(SynchronousTestCase):
         self.transport.write = written.append
         send_now(self.transport, b"hello")
         self.assertEqual(written, [b"hello"])
+
+
+class ReceiveTests(SynchronousTestCase):
+    def setUp(self):
+        ours, self.theirs = socket.socketpair()
+        for end in (ours, self.theirs):
+            end.setblocking(False)
+            self.addCleanup(end.close)
+        self.reactor = Reader()
+        self.transport = Connection(ours, Protocol(), self.reactor)
+        self.transport.connected = True
+        self.transport.startReading()
+        self.buffer = memoryview(bytearray(4 * MORE_TO_COME))
+        self.found = []
+
+    def receive(self, turn=1):
+        """Take what comes."""
+        receive_into(self.transport, lambda: self.buffer, self.take, turn)
+
+    def take(self, size):
+        """Note what came."""
+        self.found.append(bytes(self.buffer[:size]))
+
+    def test_one_read(self):
+        """What comes is in the caller's buffer; nothing is read where nothing is."""
+        self.receive()
+        self.theirs.send(b"hello")
+        for _ in range(2):
+            self.assertIsNone(self.transport.doRead())
+        self.assertEqual(self.found, [b"hello"])
+
+    def test_turns(self):
+        """What is there is read piece by piece until the turn is over."""
+        data = bytes(range(256)) * (MORE_TO_COME // 16)
+        self.theirs.send(data)
+        self.receive(turn=len(self.buffer) + 1)
+        self.transport.doRead()
+        self.assertEqual([len(piece) for piece in self.found], [len(self.buffer)] * 2)
+        self.transport.doRead()
+        self.assertEqual(b"".join(self.found), data)
+
+    def test_paused(self):
+        """A pause in the middle of a turn is obeyed, and its end, too."""
+        self.theirs.send(bytes(3 * len(self.buffer)))
+        receive_into(self.transport, lambda: self.buffer, self.pause, 1 << 20)
+        self.transport.doRead()
+        self.assertEqual((len(self.found), self.reactor.reading), (1, set()))
+        self.transport.resumeProducing()
+        self.assertEqual(self.reactor.reading, {self.transport})
+        self.transport.doRead()
+        self.assertEqual(len(self.found), 2)
+
+    def pause(self, size):
+        """Take what comes, and no more."""
+        self.take(size)
+        self.transport.pauseProducing()
+
+    def test_end(self):
+        """The end of the stream, behind what came, and a broken connection are told as Twisted does."""
+        self.receive(turn=1 << 20)
+        self.theirs.send(bytes(MORE_TO_COME))
+        self.theirs.shutdown(socket.SHUT_WR)
+        self.assertIs(self.transport.doRead(), CONNECTION_DONE)
+        self.assertEqual(self.found, [bytes(MORE_TO_COME)])
+        self.transport.socket.close()
+        self.assertIs(self.transport.doRead(), CONNECTION_LOST)
+
+    def test_aborted_while_reading(self):
+        """Whoever takes what comes may end the connection."""
+
+        def take(size):
+            self.take(size)
+            self.transport.connectionLost(Failure(ConnectionDone()))
+
+        self.theirs.send(bytes(3 * len(self.buffer)))
+        receive_into(self.transport, lambda: self.buffer, take, 1 << 20)
+        self.assertIsNone(self.transport.doRead())
+        self.assertEqual(len(self.found), 1)
+
+    def test_other_transports(self):
+        """Whatever is not a plain socket is left as it is: what decrypts must see every byte."""
+        receive_into(StringTransport(), lambda: self.buffer, self.take)
+        self.transport.TLS = True
+        before = self.transport.doRead
+        self.receive()
+        self.assertEqual(self.transport.doRead, before)
+
+    def test_widened(self):
+        """A UNIX-domain socket holds more than the kernel's default; others are left alone."""
+        widen(StringTransport())
+        before = self.transport.socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        widen(self.transport)
+        self.assertGreater(self.transport.socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF), before)

@@ -1,6 +1,7 @@
 """The packet layer: ciphers, padding, sequence numbers, compression."""
 
 import hashlib
+import struct
 import zlib
 
 from hypothesis import given, settings
@@ -44,6 +45,17 @@ def read_all(reader):
     while reader.next():
         found.append(bytes(reader.body))
     reader.rewind()
+    return found
+
+
+def joined(messages):
+    """Messages with the data of those that follow each other on one channel in one."""
+    found = []
+    for number, channel, data in messages:
+        if found and number == 94 and found[-1][:2] == (number, channel):
+            found[-1] = (number, channel, found[-1][2] + data)
+        else:
+            found.append((number, channel, data))
     return found
 
 
@@ -147,6 +159,61 @@ class RoundTripTests(SynchronousTestCase):
             (reader.sequence, reader.octets, reader.packets), (writer.sequence, writer.octets, writer.packets)
         )
 
+    @settings(max_examples=60, deadline=None)
+    @given(
+        st.sampled_from(PROTECTIONS),
+        st.lists(
+            st.tuples(st.integers(92, 95), st.integers(0, 1), st.sampled_from([0, 1, 9, 700, 32_768])), max_size=30
+        ),
+        st.lists(st.integers(1, 90_000), min_size=1, max_size=4),
+        st.integers(0, 100_000),
+    )
+    def test_runs_are_read(self, protection, messages, steps, most):
+        """All data for one channel comes in one piece as far as it may, everything else by itself, all in order."""
+        writer, reader = pair(*protection)
+        wire, sent = b"", []
+        for turn, (number, channel, size) in enumerate(messages):
+            data = bytes((turn,)) * size
+            sent.append((number, channel, data))
+            writer.put(bytes((number,)), channel.to_bytes(4, "big"), size.to_bytes(4, "big"), data)
+            wire += writer.take()
+        found, position, turn = [], 0, 0
+        while position < len(wire):
+            reader.feed(wire[position : position + steps[turn % len(steps)]])
+            position += steps[turn % len(steps)]
+            turn += 1
+            while reader.next():
+                number, channel, size = struct.unpack_from(">BLL", reader.body)
+                data = reader.run(size, 32_768, most) if number == 94 else reader.body[9:]
+                self.assertLessEqual(len(data), size + most)
+                found.append((number, channel, data))
+            found = [(number, channel, bytes(data)) for number, channel, data in found]
+            reader.rewind()
+        self.assertEqual(joined(found), joined(sent))
+        self.assertEqual((reader.sequence, reader.octets, reader.packets), (writer.sequence, writer.octets, len(sent)))
+
+    def test_a_run_in_one_piece(self):
+        """What comes at once for one channel is one piece, and the message behind it is not lost."""
+        writer, reader = pair(b"aes128-gcm@openssh.com")
+        writer.put_run(b"\x5e" + bytes(4), memoryview(b"abc" * 40_000), MAX_RUN_PIECE)
+        writer.put(b"\x60", bytes(4))
+        reader.feed(bytes(writer.take()))
+        self.assertTrue(reader.next())
+        self.assertEqual(reader.run(MAX_RUN_PIECE, MAX_RUN_PIECE, 1 << 20), b"abc" * 40_000)
+        self.assertEqual(read_all(reader), [b"\x60" + bytes(4)])
+
+    def test_pieces(self):
+        """Data that was put where it is sealed is read as a message like any other, with every protection."""
+        for protection in [(b"", b""), *PROTECTIONS]:
+            with self.subTest(protection=protection):
+                writer, reader = pair(*protection)
+                for size in (1, 700, MAX_RUN_PIECE, 0):
+                    writer.piece[:size] = b"x" * size
+                    writer.put_piece(94, 7, size)
+                    reader.feed(bytes(writer.take()))
+                    self.assertEqual(read_all(reader), [b"\x5e" + struct.pack(">2L", 7, size) + b"x" * size])
+                self.assertEqual((reader.octets, reader.packets), (writer.octets, writer.packets))
+
     def test_views_survive_many_packets(self):
         """Views of a batch stay whole when it is longer than the buffer."""
         writer, reader = pair(b"aes128-gcm@openssh.com")
@@ -194,6 +261,37 @@ class RoundTripTests(SynchronousTestCase):
 
 
 class MalformedTests(SynchronousTestCase):
+    def test_tampered_run(self):
+        """The data before a tampered packet is given out, and nothing after it, however often it is tried."""
+        writer, reader = pair(b"aes128-gcm@openssh.com")
+        packets = []
+        for number in range(4):
+            writer.put_run(b"\x5e" + bytes(4), memoryview(bytes((number,)) * 100), 100)
+            packets.append(bytes(writer.take()))
+        for what, wire in {
+            "a bit": packets[0] + packets[1][:-1] + bytes((packets[1][-1] ^ 1,)) + packets[2],
+            # The counter must not go on to where the packet that comes would be right.
+            "one is missing": packets[0] + packets[2] + packets[3],
+        }.items():
+            with self.subTest(what):
+                _, reader = pair(b"aes128-gcm@openssh.com")
+                reader.feed(wire)
+                self.assertTrue(reader.next())
+                self.assertEqual(reader.run(100, 100, 1000), bytes(100))
+                for _ in range(3):
+                    self.assertRaises(MalformedPacket, reader.next)
+
+    def test_run_of_impossible_lengths(self):
+        """A length that no packet can have ends a run, and then the connection."""
+        for length in (0, 5, 17, MAX_PACKET + 16, 0xFFFF_FFF0):
+            with self.subTest(length):
+                writer, reader = pair(b"aes128-gcm@openssh.com")
+                writer.put_run(b"\x5e" + bytes(4), memoryview(bytes(100)), 100)
+                reader.feed(bytes(writer.take()) + length.to_bytes(4, "big") + bytes(400_000))
+                self.assertTrue(reader.next())
+                self.assertEqual(reader.run(100, 100, 1000), bytes(100))
+                self.assertRaises(MalformedPacket, reader.next)
+
     def test_tampered(self):
         """One changed bit anywhere is noticed, with every protection."""
         for protection in PROTECTIONS:

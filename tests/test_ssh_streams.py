@@ -7,6 +7,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
+from rda.interfaces import ITakesViews
 from rda.ssh.channels import streamlocal
 from rda.ssh.transport import Options
 from tests.ssh_server import SERVER_WINDOW, Remote, SshInMemory
@@ -37,12 +38,18 @@ class End(Protocol):
         self.losses += 1
 
 
+@implementer(ITakesViews)
+class ViewEnd(End):
+    """One that takes views."""
+
+
 #: What can happen: its name, which channel, and how much.
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(
             [
                 "write",
+                "fill",
                 "answer",
                 "pause",
                 "resume",
@@ -65,10 +72,10 @@ STEPS = st.lists(
 
 class HistoryTests(SynchronousTestCase):
     @settings(max_examples=60, deadline=None)
-    @given(STEPS, st.sampled_from([b"aes128-gcm@openssh.com", b"chacha20-poly1305@openssh.com"]))
-    def test_everything_arrives_in_order(self, steps, cipher):
+    @given(STEPS, st.sampled_from([b"aes128-gcm@openssh.com", b"chacha20-poly1305@openssh.com"]), st.booleans())
+    def test_everything_arrives_in_order(self, steps, cipher, views):
         """Whatever happens, both ends of every channel get exactly what was sent, in order, then its end, once."""
-        run = _Run(cipher)
+        run = _Run(cipher, ViewEnd if views else End)
         for name, number, size in steps:
             getattr(run, "do_" + name.replace(" ", "_"))(number, size)
             for ours in run.ours:
@@ -87,7 +94,7 @@ class HistoryTests(SynchronousTestCase):
 class _Run:
     """Three channels, and what was sent over them."""
 
-    def __init__(self, cipher):
+    def __init__(self, cipher, end):
         self.theirs = []
 
         def remote_end():
@@ -98,7 +105,7 @@ class _Run:
         self.ssh = SshInMemory(remote, Options(ciphers=(cipher,)))
         self.ours = []
         for _ in range(3):
-            streamlocal(self.ssh.connection, "/s").connect(Factory.forProtocol(End)).addCallback(self.ours.append)
+            streamlocal(self.ssh.connection, "/s").connect(Factory.forProtocol(end)).addCallback(self.ours.append)
             self.ssh.flush()
         self.sent = [bytearray() for _ in range(3)]
         self.answered = [bytearray() for _ in range(3)]
@@ -115,6 +122,16 @@ class _Run:
             data = self.data(size)
             self.sent[number] += data
             self.ours[number].transport.write(data)
+
+    def do_fill(self, number, size):
+        channel = self.ours[number].transport
+        data = self.data(size)
+        while data and not self.ended[number]:
+            room = channel.room()
+            piece, data = data[: len(room)], data[len(room) :]
+            room[: len(piece)] = piece
+            self.sent[number] += piece
+            channel.filled(len(piece))
 
     def do_answer(self, number, size):
         if not self.they_ended[number]:

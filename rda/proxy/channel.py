@@ -35,6 +35,7 @@ from rda.proxy.authentication import Visitor
 from rda.proxy.request import error_answer
 from rda.proxy.tunnel import Tunnel, hung_up
 from rda.proxy.wire import Chunked, WireError, tokens
+from rda.sockets import widen
 
 if TYPE_CHECKING:
     from rda.proxy.server import DockerSite
@@ -112,6 +113,7 @@ class DockerChannel(HTTPChannel):
         """
         super().connectionMade()
         self._host = self.transport.getHost()
+        widen(self.transport)
         _watch_peer(self.transport, self.site.limits)
         if tls.is_tls(self.transport):
             tls.notice_end(self.transport, self.readConnectionLost)

@@ -35,6 +35,7 @@ __all__ = ["CIPHERS", "MACS", "BadTag", "Opener", "PlainOpener", "PlainSealer", 
 
 _UINT32 = struct.Struct(">L")
 _UINT32_X2 = struct.Struct(">2L")
+_NONCE = struct.Struct(">4sQ")
 
 #: GCM's invocation counter (RFC 5647, section 7.1) wraps; a rekey comes long before.
 _COUNTER_MASK = 0xFFFF_FFFF_FFFF_FFFF
@@ -56,7 +57,7 @@ class Sealer(Protocol):
     counted: int
     tail: int
 
-    def seal(self, sequence: int, body: bytes, out: memoryview) -> None:
+    def seal(self, sequence: int, body: bytes | memoryview, out: memoryview) -> None:
         """Write length, protected body and tag into ``out``, which is exactly as long as they are."""
 
 
@@ -64,12 +65,14 @@ class Opener(Protocol):
     """Undoes what the peer's :class:`Sealer` did.
 
     :ivar prefix: how many bytes have to be there before the length can be known.
+    :ivar clear_length: a body's length is on the wire as it is, and a multiple of :attr:`align`.
     """
 
     align: int
     counted: int
     tail: int
     prefix: int
+    clear_length: bool
 
     def length(self, sequence: int, data: memoryview) -> int:
         """Read the length of the body at the start of ``data``; called once for each packet."""
@@ -88,7 +91,7 @@ class PlainSealer:
     counted = 4
     tail = 0
 
-    def seal(self, sequence: int, body: bytes, out: memoryview) -> None:
+    def seal(self, sequence: int, body: bytes | memoryview, out: memoryview) -> None:
         """See :class:`Sealer`."""
         out[:4] = _UINT32.pack(len(body))
         out[4:] = body
@@ -101,6 +104,7 @@ class PlainOpener:
     counted = 4
     tail = 0
     prefix = 4
+    clear_length = False  # it counts itself
 
     def length(self, sequence: int, data: memoryview) -> int:
         """See :class:`Opener`."""
@@ -118,6 +122,7 @@ class _Gcm:
     counted = 0
     tail = 16
     prefix = 4
+    clear_length = True
 
     def __init__(self, key: bytes, iv: bytes, mac_key: bytes) -> None:
         cipher = AESGCM(key)
@@ -126,23 +131,21 @@ class _Gcm:
         self._fixed = iv[:4]
         self._counter = int.from_bytes(iv[4:12], "big")
 
-    def _nonce(self) -> bytes:
+    def seal(self, sequence: int, body: bytes | memoryview, out: memoryview) -> None:
         counter = self._counter
         self._counter = (counter + 1) & _COUNTER_MASK
-        return self._fixed + counter.to_bytes(8, "big")
-
-    def seal(self, sequence: int, body: bytes, out: memoryview) -> None:
-        length = _UINT32.pack(len(body))
-        out[:4] = length
+        out[:4] = length = _UINT32.pack(len(body))
         # The _into forms are five times as fast as the ones that return bytes: 5 us against 25 for 32 KiB.
-        self._encrypt_into(self._nonce(), body, length, out[4:])
+        self._encrypt_into(_NONCE.pack(self._fixed, counter), body, length, out[4:])
 
     def length(self, sequence: int, data: memoryview) -> int:
         return int.from_bytes(data[:4], "big")
 
     def open(self, sequence: int, packet: memoryview, out: memoryview) -> None:
+        counter = self._counter
+        self._counter = (counter + 1) & _COUNTER_MASK
         try:
-            self._decrypt_into(self._nonce(), packet[4:], packet[:4], out)
+            self._decrypt_into(_NONCE.pack(self._fixed, counter), packet[4:], packet[:4], out)
         except InvalidTag:
             raise BadTag from None
 
@@ -157,6 +160,7 @@ class _ChaCha20Poly1305:
     counted = 0
     tail = 16
     prefix = 4
+    clear_length = False
 
     def __init__(self, key: bytes, iv: bytes, mac_key: bytes) -> None:
         self._main = Cipher(algorithms.ChaCha20(key[:32], bytes(16)), None).encryptor()
@@ -170,7 +174,7 @@ class _ChaCha20Poly1305:
         self._lengths.reset_nonce(nonce)
         return self._lengths.update(data)
 
-    def seal(self, sequence: int, body: bytes, out: memoryview) -> None:
+    def seal(self, sequence: int, body: bytes | memoryview, out: memoryview) -> None:
         nonce = bytes(12) + _UINT32.pack(sequence)
         size = len(body) + 4
         tag_key = self._tag_key(nonce)
@@ -197,6 +201,7 @@ class _CtrEtm:
     align = 16
     counted = 0
     prefix = 4
+    clear_length = True
 
     def __init__(self, key: bytes, iv: bytes, mac_key: bytes, digest: str) -> None:
         self._stream = Cipher(algorithms.AES(key), modes.CTR(iv[:16])).encryptor()
@@ -210,7 +215,7 @@ class _CtrEtm:
         mac.update(data)
         return mac.digest()
 
-    def seal(self, sequence: int, body: bytes, out: memoryview) -> None:
+    def seal(self, sequence: int, body: bytes | memoryview, out: memoryview) -> None:
         size = len(body) + 4
         out[:4] = _UINT32.pack(len(body))
         self._stream.update_into(body, out[4:size])
@@ -232,6 +237,7 @@ class _CtrPlainMac:
     align = 16
     counted = 4
     prefix = 16
+    clear_length = False
 
     def __init__(self, key: bytes, iv: bytes, mac_key: bytes, digest: str) -> None:
         self._stream = Cipher(algorithms.AES(key), modes.CTR(iv[:16])).encryptor()
@@ -245,7 +251,7 @@ class _CtrPlainMac:
         mac.update(body)
         return mac.digest()
 
-    def seal(self, sequence: int, body: bytes, out: memoryview) -> None:
+    def seal(self, sequence: int, body: bytes | memoryview, out: memoryview) -> None:
         size = len(body) + 4
         self._stream.update_into(_UINT32.pack(len(body)) + body, out[:size])
         out[size:] = self._tag(sequence, body)

@@ -48,14 +48,22 @@ class WatchedTransport(ClientTransport):
     def send_channel_data(self, recipient: int, data: memoryview, size: int) -> int:
         """Whoever sends waits for an answer: do not trust a silence of some seconds."""
         sent = super().send_channel_data(recipient, data, size)
-        if self.on_quiet is not None and self.clock.seconds() - self.heard_at >= QUIET_SECONDS:
-            self.on_quiet()
+        self._mind_silence()
         return sent
 
-    def dataReceived(self, data: bytes) -> None:
+    def send_piece(self, recipient: int, size: int) -> None:
+        """See :meth:`send_channel_data`."""
+        super().send_piece(recipient, size)
+        self._mind_silence()
+
+    def _mind_silence(self) -> None:
+        if self.on_quiet is not None and self.clock.seconds() - self.heard_at >= QUIET_SECONDS:
+            self.on_quiet()
+
+    def take(self) -> None:
         """Anything that comes is a sign of life: on a busy line the answer to a ping may queue behind megabytes."""
         self.heard_at = self.clock.seconds()
-        super().dataReceived(data)
+        super().take()
 
 
 @dataclass(frozen=True)

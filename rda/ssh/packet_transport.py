@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from twisted.conch.ssh import transport as conch
 from twisted.conch.ssh.common import NS, getNS
+from twisted.conch.ssh.connection import MSG_CHANNEL_WINDOW_ADJUST
 from twisted.conch.ssh.service import SSHService
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
@@ -29,7 +30,7 @@ from zope.interface import implementer
 
 from rda import __version__
 from rda.errors import LinkDown, RdaError
-from rda.sockets import send_now
+from rda.sockets import receive_into, send_now
 from rda.ssh.channels import MSG_CHANNEL_DATA, Connection
 from rda.ssh.options import Options
 from rda.ssh.packets import MAX_RUN_PIECE, MalformedPacket, PacketReader, PacketWriter
@@ -48,9 +49,6 @@ CLOSE_SECONDS = 5.0
 #: Messages that wait for the end of a key exchange. They are window adjustments, requests and opened channels, no data:
 #: a few for each channel. More than this means that something is wrong, and ends the connection.
 MAX_BLOCKED = 20_000
-
-#: Bytes read from the socket at once, and the level of its write buffer above which channels pause.
-SOCKET_BUFFER = 256 * 1024
 
 #: Bytes that wait for a socket that is full, beyond what it holds. No data is sent to it then, only answers and window
 #: adjustments: a server that asks on and on without reading would make us keep its answers for ever.
@@ -126,9 +124,7 @@ class PacketTransport(conch.SSHClientTransport):
             return
         if hasattr(self.transport, "setTcpNoDelay"):
             self.transport.setTcpNoDelay(True)
-        if hasattr(self.transport, "bufferSize"):
-            # A larger read means more packets in one batch: fewer, larger deliveries.
-            self.transport.bufferSize = SOCKET_BUFFER
+        receive_into(self.transport, self._reader.room, self._received)
         self.transport.registerProducer(self, True)
         seconds = self._options.handshake_seconds
         self._start_timer("handshake", seconds, lambda: self._give_up("took too long to log in"))
@@ -303,12 +299,28 @@ class PacketTransport(conch.SSHClientTransport):
 
         :returns: how many bytes were sent: less than all when there is no room (:attr:`may_send`).
         """
-        position, head, size = 0, _DATA_TO.pack(MSG_CHANNEL_DATA, recipient), min(size, MAX_RUN_PIECE)
-        while position < len(data) and self.may_send:
-            position += self._writer.put_run(head, data[position:], size)
-            if not self._batching or self._writer.full:
+        position, whole, writer = 0, len(data), self._writer
+        head, size = _DATA_TO.pack(MSG_CHANNEL_DATA, recipient), min(size, MAX_RUN_PIECE)
+        while position < whole and self.may_send:
+            position += writer.put_run(head, data[position:], size)
+            if not self._batching or writer.full:
                 self.flush()
         return position
+
+    def data_room(self, size: int) -> memoryview | None:
+        """Where to put channel data to send it with :meth:`send_piece`; None when it cannot be sent in this way now.
+
+        :param size: bytes of data that one message may have.
+        """
+        writer = self._writer
+        if not size or self.congested or self._blocked is not None or self._ended or writer.compresses:
+            return None
+        return writer.piece if size >= MAX_RUN_PIECE else writer.piece[:size]
+
+    def send_piece(self, recipient: int, size: int) -> None:
+        """Send the CHANNEL_DATA message whose data is in :meth:`data_room` now."""
+        self._writer.put_piece(MSG_CHANNEL_DATA, recipient, size)
+        self.flush()
 
     def batch(self) -> _Batch:
         """A context in which packets gather, to leave with one write at its end."""
@@ -337,13 +349,21 @@ class PacketTransport(conch.SSHClientTransport):
 
     def dataReceived(self, data: bytes) -> None:
         """Take what came from the network."""
-        if self._ended:
-            return
+        if not self._ended:
+            self._reader.feed(data)
+            self.take()
+
+    def _received(self, size: int) -> None:
+        """Take what came from the network, and is in the reader's buffer already."""
+        self._reader.received(size)
+        if not self._ended:
+            self.take()
+
+    def take(self) -> None:
+        """Process what the reader has been given."""
         self._batching += 1
         try:
-            if self.gotVersion:
-                self._reader.feed(data)
-            elif not self._read_version(data):
+            if not self.gotVersion and not self._read_version():
                 return
             self._read_packets()
         except ProtocolError as error:
@@ -354,10 +374,10 @@ class PacketTransport(conch.SSHClientTransport):
     def _broken(self, what: str, code: int) -> None:
         self.fail(LinkDown(f"{self._peer()} does not keep to the SSH protocol: {what}."), code)
 
-    def _read_version(self, data: bytes) -> bool:
+    def _read_version(self) -> bool:
         """Look for the server's version; True when it is there."""
         try:
-            found = self._version.feed(data)
+            found = self._version.feed(self._reader.unread())
         except BadVersion as error:
             raise ProtocolError(str(error), conch.DISCONNECT_PROTOCOL_VERSION_NOT_SUPPORTED) from None
         if found is None:
@@ -381,7 +401,9 @@ class PacketTransport(conch.SSHClientTransport):
                     if sink is not None:
                         if size + 9 > len(body) or not sink.accepts(size):
                             raise ProtocolError("channel data beyond its window")
-                        if sink.gather(body[9 : 9 + size]):
+                        data = reader.run(size, sink.localMaxPacket, sink.localWindowLeft)
+                        sink.localWindowLeft -= len(data) - size
+                        if sink.gather(data):
                             touched.append(sink)
                         continue
                 # Whatever else it is comes after the data before it.
@@ -406,7 +428,10 @@ class PacketTransport(conch.SSHClientTransport):
         """Let the right method see one message, if it may come now."""
         self._check_order(number)
         try:
-            self.dispatchMessage(number, payload)
+            if number == MSG_CHANNEL_WINDOW_ADJUST and self.service is self.connection:
+                self.connection.ssh_CHANNEL_WINDOW_ADJUST(payload)  # ten for each megabyte that is sent
+            else:
+                self.dispatchMessage(number, payload)
         except ProtocolError:
             raise
         except _MALFORMED as error:
@@ -459,6 +484,9 @@ class PacketTransport(conch.SSHClientTransport):
 
 class _Sink(Protocol):
     """Where channel data goes; see :class:`rda.ssh.channels.StreamChannel`."""
+
+    localMaxPacket: int
+    localWindowLeft: int
 
     def accepts(self, size: int) -> bool: ...
     def gather(self, data: memoryview) -> bool: ...
