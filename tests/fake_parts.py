@@ -59,6 +59,7 @@ class FakeMirrors:
 
     :ivar held: container -> the sources that it uses.
     :ivar apart: why sources have copies of their own, by source.
+    :ivar inner: sources with copies of their own inside others, and their containers.
     :ivar flushing: flushes that the test has to end.
     :ivar failure: what places fail with.
     :ivar measured: what is to be transferred, by source.
@@ -71,6 +72,7 @@ class FakeMirrors:
         self.failure: Exception | None = None
         self.measured: dict[str, MirrorStatus] = {}
         self.apart: dict[str, str] = {}
+        self.inner: dict[str, dict[str, tuple[str, ...]]] = {}
 
     def place(self, source: str, create_missing: bool = False, alone: bool = False) -> Deferred[Place]:
         self.journal.append(f"place {source} {create_missing}{' alone' if alone else ''}")
@@ -81,6 +83,13 @@ class FakeMirrors:
         self.journal.append(f"flush {source}")
         self.flushing.append(Deferred())
         return self.flushing[-1]
+
+    def inner_copies(self, outer: str) -> dict[str, tuple[str, ...]]:
+        return self.inner.get(outer, {})
+
+    def join(self, source: str, outer: str, started: bool) -> Deferred[str]:
+        self.journal.append(f"join {source} {outer} {started}")
+        return succeed(self.apart.get(source, ""))
 
     def measure(self, source: str) -> Deferred[MirrorStatus | None]:
         return succeed(self.measured.get(source))

@@ -137,6 +137,16 @@ class CreateTests(ContainersCase):
         (warning,) = answer["Warnings"]
         self.assertIn("/src/lib has a copy of its own on the remote host, and /src has another: the rules", warning)
 
+    def test_inner_sources_first(self) -> None:
+        """What is inside a new source and was mounted first joins it, unless one of its containers was ever started."""
+        other = "c" * 64
+        self.daemon.answers[f"/containers/{other}/json"] = 200, {"Id": other, "State": {"Status": "created"}}
+        self.daemon.answers[f"/containers/{WEB}/json"] = 200, {"Id": WEB, "State": {"Status": "exited"}}
+        self.mirrors.inner = {"/src": {"/src/lib": (other,), "/src/x": (other, WEB), "/src/new": ()}}
+        self.create(Binds=["/src:/a"])
+        joined = ["join /src/lib /src False", "join /src/x /src True", "join /src/new /src False"]
+        self.assertEqual(self.journal, ["place /src True", *joined])
+
     def test_mounts_do_not_create(self) -> None:
         """A source in Mounts is not made when it is missing, as the daemon would not."""
         mount = {"Type": "bind", "Source": "/src", "Target": "/app"}

@@ -219,6 +219,24 @@ class OneWayTests(MirrorCase):
         self.flush()
         self.assert_equal_trees(remote)
 
+    def test_sparse(self) -> None:
+        """Holes are not read, stay holes, and are found filled later."""
+        mib = 1 << 20
+        with open(self.path("sparse"), "wb") as file:
+            for offset, data in ((3 * mib + 5, b"middle"), (9 * mib, b"end")):
+                file.seek(offset)
+                file.write(data)
+        remote = self.place()
+        self.flush()
+        self.assert_equal_trees(remote)
+        self.assertLess(os.stat(os.path.join(remote, "sparse")).st_blocks * 512, 3 * mib)
+        with open(self.path("sparse"), "r+b") as file:
+            file.seek(6 * mib - 3)
+            file.write(b"across a border")
+            file.truncate(8 * mib)
+        self.flush()
+        self.assert_equal_trees(remote)
+
     def test_hints(self) -> None:
         """A hint makes the mirror look again at that path, and at directories above it that it does not know."""
         remote = self.place()
@@ -525,11 +543,23 @@ class SafetyTests(MirrorCase):
         remote = self.place()
         self.flush()
         shutil.rmtree(self.path("d"))
+        os.mkdir(self.path("d"))
         write(self.path("e"), b"2")
         self.failureResultOf(self.mirrors.flush(self.local), SyncHalted)
         self.assertEqual(contents(remote)[b"e"][3], b"2")
         self.assertEqual(len(contents(remote)), 1102)
         self.mirrors.confirm(self.local)
+        self.flush()
+        self.assertEqual(set(contents(remote)), {b"d", b"e"})
+
+    def test_removed_directory(self) -> None:
+        """A directory that is removed with everything in it is nobody's accident, however large (node_modules)."""
+        for number in range(1100):
+            write(self.path(f"d/e{number % 7}/f{number}"), b"1")
+        write(self.path("e"), b"1")
+        remote = self.place()
+        self.flush()
+        shutil.rmtree(self.path("d"))
         self.flush()
         self.assertEqual(set(contents(remote)), {b"e"})
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
+from dataclasses import replace
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from rda.errors import LinkDown, SyncFailed
+from rda.errors import LinkDown, RdaError, SyncFailed
 from rda.sync.mirror import Settings
+from rda.sync.source import kind_of
 from rda.sync.tree import Scope
 from rda.sync.uses import GRACE, Uses, above, below
 from tests.fakes_remote import contents
 from tests.test_mirrors import MirrorCase, write
+
+#: What is written last, each time something else.
+_NUMBERS = itertools.count()
 
 
 class NestedCase(MirrorCase):
@@ -253,6 +260,192 @@ class ApartTests(NestedCase):
         for source in (self.local, self.lib):
             self.flush(source)
         self.assertEqual(contents(inner)[b"code"], contents(outer)[b"lib/code"])
+
+
+class JoinTests(NestedCase):
+    """The inner mount is there first, and none of its containers has ever been started when the outer one comes."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.inner = self.mount("inner", self.lib)
+        self.flush(self.lib)
+        write(os.path.join(self.inner, "made there"), b"x")
+
+    def join(self, started: bool = False) -> str:
+        """Mount the outer one too; returns why there are two copies."""
+        self.outer = self.mount("outer", self.local)
+        (inner,) = self.mirrors.inner_copies(self.local)
+        self.assertEqual(inner, self.lib)
+        return self.successResultOf(self.mirrors.join(self.lib, self.local, started))
+
+    def assert_one(self) -> None:
+        """Both mounts are one directory, and follow what happens here."""
+        self.assertTrue(os.path.samefile(self.inner, os.path.join(self.outer, "lib")))
+        write(self.path("lib/news"), b"%d" % next(_NUMBERS))
+        self.flush(self.lib)
+        self.assert_equal_trees(self.outer)
+
+    def test_joined(self) -> None:
+        """The inner mount's path leads into the outer copy from then on; a later one is placed there at once."""
+        self.assertEqual(self.join(), "")
+        self.assert_one()
+        (status,) = self.mirrors.status()
+        self.assertEqual((status.nested, set(status.containers)), ((self.lib,), {"inner", "outer"}))
+        self.assertEqual(self.mount("inner 2", self.lib), os.path.join(self.outer, "lib"))
+        self.assertEqual(self.mirrors.inner_copies(self.local), {})
+
+    def test_restart(self) -> None:
+        """A restarted rda finds out, whether the containers or one of their calls come first."""
+        self.join()
+        for held in (True, False):
+            self.restart()
+            if held:
+                self.hold("inner", self.lib, self.inner, created=False)
+            self.assert_one()
+            self.assertEqual(len(self.mirrors.status()), 1)
+
+    def test_started(self) -> None:
+        """A container that has been started keeps what it has mounted."""
+        self.assertIn("mounted from a copy of its own first", self.join(started=True))
+        self.assertFalse(os.path.islink(self.inner))
+        write(self.path("lib/new"), b"2")
+        self.flush(self.lib)
+        self.assertIn(b"new", contents(self.inner))
+
+    def test_not_for_all(self) -> None:
+        """What would not hold the same stays apart, told in the status alone where that is what a rule is for."""
+        write(self.path(".rdaignore"), b"lib\n")
+        self.assertEqual(self.join(), "")
+        self.assertFalse(os.path.islink(self.inner))
+        self.assertIn("left out", self.apart(self.lib))
+
+    def test_parted(self) -> None:
+        """When nothing has either mounted any more, a new inner mount has its copy as it was."""
+        self.join()
+        for container in ("inner", "outer"):
+            self.mirrors.release(container)
+        self.clock.advance(GRACE + 1)
+        for _ in range(2):
+            self.assertEqual(self.mount("inner", self.lib), self.inner)
+            self.assertFalse(os.path.islink(self.inner))
+            self.assertEqual(contents(self.inner)[b"made there"][3], b"x")
+            self.flush(self.lib)
+            self.restart()
+
+    def test_outer_gone(self) -> None:
+        """While a container has the inner one mounted the outer copy stays, and another one gets the same."""
+        self.join()
+        self.mirrors.release("outer")
+        self.clock.advance(GRACE + 1)
+        self.assertEqual(self.successResultOf(self.mirrors.unused()), [])
+        self.assertTrue(os.path.samefile(self.mount("inner 2", self.lib), self.inner))
+        self.assert_one()
+
+    def test_rules_came_between(self) -> None:
+        """Another container of a source that is a link gets the link, whatever a rule says by now."""
+        self.join()
+        write(self.path(".rdaignore"), b"lib\n")
+        self.flush()
+        self.assertEqual(self.mount("inner 2", self.lib), self.inner)
+
+    def test_collected(self) -> None:
+        """The copy that is a link goes when nothing uses it, and the source starts anew."""
+        self.join()
+        for container in ("inner", "outer"):
+            self.mirrors.release(container)
+        self.clock.advance(GRACE + 1)
+        unused = self.successResultOf(self.mirrors.unused())
+        self.assertEqual({copy.source for copy in unused}, {self.local, self.lib})
+        self.assertEqual(self.successResultOf(self.mirrors.collect(unused)).kept, ())
+        self.mount("inner", self.lib)
+        self.flush(self.lib)
+        self.assertEqual(contents(self.inner).keys(), {b"code"})
+
+    def test_one_inside_the_inner(self) -> None:
+        """What was mounted from the inner one's copy comes along."""
+        write(self.path("lib/deep/f"), b"1")
+        deep = self.mount("deep", self.path("lib/deep"))
+        self.assertEqual(deep, os.path.join(self.inner, "deep"))
+        self.join()
+        self.assertTrue(os.path.samefile(deep, os.path.join(self.outer, "lib/deep")))
+        self.restart()
+        write(self.path("lib/deep/f"), b"2")
+        self.flush(self.path("lib/deep"))
+        self.assertEqual(contents(deep)[b"f"][3], b"2")
+
+    def test_refused(self) -> None:
+        """Where no link can be made, the copy is as it was and goes on."""
+        outer = self.mount("outer", self.local)
+
+        def refuse(name: str, path: bytes) -> None:
+            if name == "symlink":
+                raise PermissionError(13, "Permission denied")
+
+        self.host.connections[-1].refuse = refuse
+        reason = self.successResultOf(self.mirrors.join(self.lib, self.local, False))
+        self.assertIn("cannot be replaced by a link: Permission denied", reason)
+        write(self.path("lib/new"), b"2")
+        for source in (self.lib, self.local):
+            self.flush(source)
+        self.assertIn(b"new", contents(self.inner))
+        self.assert_equal_trees(outer)
+
+    def test_foreign_link(self) -> None:
+        """A link that rda did not make is not followed."""
+        self.join()
+        self.restart()
+        os.unlink(self.inner)
+        os.symlink("/etc", self.inner)
+        self.failureResultOf(self.mirrors.complete(self.lib, [self.remote[self.lib]]), SyncFailed)
+
+    def test_both_at_once(self) -> None:
+        """It is seen too when the inner one is only just getting its place, and made by that."""
+        self.outer = self.mount("outer", self.local)
+        self.mirrors.release("outer")
+        waiting: list[Any] = []
+        in_thread = self.mirrors._tools.in_thread
+
+        def held_up(function: Any, *arguments: Any) -> Any:
+            if function is not kind_of:
+                return in_thread(function, *arguments)
+            waiting.append(Deferred())
+            return waiting[-1].addCallback(lambda _: in_thread(function, *arguments))
+
+        self.mirrors._tools = replace(self.mirrors._tools, in_thread=held_up)
+        new = self.path("new")
+        inner = self.mirrors.place(new, create_missing=True)
+        self.mount("outer", self.local)
+        self.assertIn(new, self.mirrors.inner_copies(self.local))
+        joining = self.mirrors.join(new, self.local, False)
+        self.assertNoResult(joining)
+        while waiting:
+            waiting.pop(0).callback(None)
+        self.assertEqual(self.successResultOf(joining), "")
+        remote = self.host.root + self.successResultOf(inner).remote
+        self.assertTrue(os.path.samefile(remote, os.path.join(self.outer, "new")))
+
+    def test_lost_at_every_step(self) -> None:
+        """Wherever the connection is lost, a restart finds either two copies or one, and all is well with it."""
+        for step in range(1, 60):
+            self.host.prepare = lambda files: None
+            self.setUp()
+            self.outer = self.mount("outer", self.local)
+            self.flush()
+            files = self.host.connections[-1]
+            files.fail_at = len(files.operations) + step
+            joining = self.mirrors.join(self.lib, self.local, False)
+            joining.addErrback(lambda failure: failure.trap(RdaError))
+            if not files.lost:
+                self.assertGreater(step, 5)
+                return
+            self.restart()
+            self.hold("inner", self.lib, self.inner, created=False)
+            self.hold("outer", self.local, self.outer, created=False)
+            write(self.path("lib/new"), b"2")
+            self.flush(self.lib)
+            self.flush()
+            self.assertIn(b"new", contents(os.path.realpath(self.inner)))
+            self.assert_equal_trees(self.outer)
 
 
 class LifeTests(NestedCase):

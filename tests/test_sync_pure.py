@@ -154,9 +154,10 @@ class PlanTests(SynchronousTestCase):
         self.assertEqual(plan.put, (Put(b"f", entry, True),))
 
     def test_safety(self) -> None:
-        """An emptied root stops everything; a mass removal only the removals; a few files nothing."""
-        files = {b"f%d" % n: entry_for(Kind.FILE, n) for n in range(2000)}
-        known = {b"": Entry(Kind.DIRECTORY, 0o755), **files}
+        """An emptied root stops everything, an emptied large directory the removals; a removed one stops nothing."""
+        directory = Entry(Kind.DIRECTORY, 0o755)
+        files = {b"d/f%d" % n: entry_for(Kind.FILE, n) for n in range(2000)}
+        known = {b"": directory, b"e": entry_for(Kind.FILE, 1), b"d": directory, **files}
 
         def judged(left: int, known: dict[bytes, Entry] = known) -> object:
             here = Snapshot(dict(list(known.items())[: left + 1]), WHOLE)
@@ -164,8 +165,9 @@ class PlanTests(SynchronousTestCase):
             return None if halt is None else halt.removals_only
 
         self.assertIs(judged(0), False)
-        self.assertIs(judged(100), True)
-        self.assertIsNone(judged(1000))
+        self.assertIsNone(judged(1))
+        self.assertIs(judged(2), True)
+        self.assertIsNone(judged(3))
         few = dict(list(known.items())[:6])
         self.assertIsNone(judged(0, few))
 

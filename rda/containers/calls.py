@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.internet.defer import Deferred, DeferredList, DeferredLock, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -112,6 +112,7 @@ class Containers:
         self._this_machine = exposed
         self._lend_files = lend_files
         self._waiting = waiting
+        self._starting = DeferredLock()
         self._outgoing: dict[str, Callable[[Call, _Document], Awaitable[Outgoing]]] = {
             "container create": self._create,
             "container start": self._start,
@@ -187,6 +188,7 @@ class Containers:
         exposed = await self._exposed(wanted.image) if wanted.publish_all else ()
         self._check_lending(call.caller, [path for _, path in found.local])
         places, apart = await self._place(found)
+        apart |= await self._join([path for _, path in found.local])
         inherited = await self._inherited(wanted.volumes_from)
         self._check_lending(call.caller, [path for one in inherited for path in one.sources])
         configured = self._host_forwards.of(_asked_name(call)) if wanted.network_mode == "host" else ()
@@ -204,12 +206,19 @@ class Containers:
             host_address,
         )
         ports = (*rewrite.wanted(asked, exposed).ports, *configured)
+        copies = [_two_copies(source, why) for source, why in apart.items() if why]
         memo = _Creating(
             nonce=nonce,
             sources=(*(path for _, path in found.local), *(path for one in inherited for path in one.sources)),
             shown={path: source for one in inherited for path, source in one.request.shown.items()}
             | {places[bind.path]: bind.path for bind, _ in found.local},
-            warnings=(*found.warnings, *apart, *warnings, *await self._udp_warnings(ports), *host_warnings),
+            warnings=(
+                *found.warnings,
+                *copies,
+                *warnings,
+                *await self._udp_warnings(ports),
+                *host_warnings,
+            ),
         )
         changed["Labels"] = {**labels_of(changed), USER_LABEL: call.caller.user}
         self._reconciler.made_here.intend(nonce)
@@ -258,10 +267,10 @@ class Containers:
                 "user: run an rda of your own, use a volume, or have lend_files = true set"
             )
 
-    async def _place(self, found: Sorted) -> tuple[dict[str, str], tuple[str, ...]]:
+    async def _place(self, found: Sorted) -> tuple[dict[str, str], dict[str, str]]:
         """Give every mirrored source its remote path, outer ones before those inside them, else all at once.
 
-        :return: document path -> remote path; and warnings of sources that have a copy of their own nevertheless.
+        :return: document path -> remote path; and source -> why it has a copy of its own nevertheless, "" if not.
         """
         alone = {path for bind, path in found.local if bind.form is Form.VOLUME}
         creatable = {path for bind, path in found.local if bind.may_create}
@@ -273,13 +282,32 @@ class Containers:
                 self._mirrors.place(path, create_missing=path in creatable, alone=path in alone) for path in outermost
             ]
             placed |= zip(outermost, await gather(*placing), strict=True)
-        warnings = (
-            f"rda: {path} has a copy of its own on the remote host, and {place.apart}. What a container writes in one "
-            "of them is not in the other"
-            for path, place in placed.items()
-            if place.apart
-        )
-        return {bind.path: placed[path].remote for bind, path in found.local}, tuple(warnings)
+        places = {bind.path: placed[path].remote for bind, path in found.local}
+        return places, {path: place.apart for path, place in placed.items()}
+
+    async def _join(self, outers: Sequence[str]) -> dict[str, str]:
+        """Let what is inside these, and was mounted first, be mounted from their copies.
+
+        That works for containers that have never been started: none is while this looks.
+
+        :return: source -> why it has a copy of its own nevertheless, "" if not.
+        """
+        apart = {}
+        async with self._starting:
+            for outer in outers:
+                for source, containers in self._mirrors.inner_copies(outer).items():
+                    started = await self._has_any_run(containers)
+                    apart[source] = await self._mirrors.join(source, outer, started)
+        return apart
+
+    async def _has_any_run(self, containers: Iterable[str]) -> bool:
+        """Whether any of these has been started, or is about to be."""
+        for container in containers:
+            description = await self._api.inspect_container(container)
+            state = ((description or {}).get("State") or {}).get("Status", "created")
+            if state != "created" or self._reconciler.is_starting(container):
+                return True
+        return False
 
     async def _created(self, call: Call, sent: Outgoing, status: int, body: Any) -> Any:
         memo = cast("_Creating", sent.memo)
@@ -315,7 +343,8 @@ class Containers:
         owned, description = await self._resolve(call)
         if owned is None or description is None:
             return Outgoing()
-        self._reconciler.start_begins(owned.id)
+        async with self._starting:
+            self._reconciler.start_begins(owned.id)
         try:
             await self._flush(owned, "start")
             await self._reserve(owned)
@@ -469,6 +498,13 @@ class Containers:
 def _asked_name(call: Call) -> str:
     """The name that a create gives its container, "" when the daemon is to choose one."""
     return call.first("name").lstrip("/")
+
+
+def _two_copies(source: str, why: str) -> str:
+    return (
+        f"rda: {source} has a copy of its own on the remote host, and {why}. What a container writes in one of them is "
+        "not in the other"
+    )
 
 
 def _is_inside(path: str, other: str) -> bool:

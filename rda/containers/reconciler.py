@@ -322,6 +322,10 @@ class Reconciler(Service):
             del self._starting[container]
         return self.look(container)
 
+    def is_starting(self, container: str) -> bool:
+        """Whether a start that somebody asked for is under way."""
+        return container in self._starting
+
     def known(self, container: str) -> Owned | None:
         """A container of ours by its full id, as last seen."""
         return self._owned.get(container)

@@ -247,6 +247,16 @@ def read_piece(descriptor: int, offset: int, length: int) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
+def is_hole(descriptor: int, offset: int, length: int) -> bool:
+    """Whether a piece of an open file is known to be a hole, so that there are only zeros in it."""
+    if not hasattr(os, "SEEK_DATA"):
+        return False
+    try:
+        return os.lseek(descriptor, offset, os.SEEK_DATA) >= offset + length
+    except OSError as error:  # ENXIO: there is no data from there on, or nothing at all
+        return error.errno == errno.ENXIO and offset + length <= os.fstat(descriptor).st_size
+
+
 def unchanged(descriptor: int, entry: Entry) -> bool:
     """Whether an open file still is the version that ``entry`` was taken of."""
     return is_still(entry, os.fstat(descriptor))

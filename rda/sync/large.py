@@ -14,6 +14,7 @@ import stat
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
@@ -199,14 +200,20 @@ def _size_now(descriptor: int) -> int:
 
 def _read_piece(descriptor: int, offset: int, length: int) -> tuple[bytes, bytes]:
     """A piece, and the digests of its blocks. Blocking: runs in a thread."""
+    if length == PIECE and content.is_hole(descriptor, offset, length):
+        return _ZEROS, _zero_digests()
     piece = content.read_piece(descriptor, offset, length)
     return piece, content.block_digests(piece)
 
 
+@cache
+def _zero_digests() -> bytes:
+    return content.block_digests(_ZEROS)
+
+
 def _changes(descriptor: int, offset: int, length: int, old: bytes) -> tuple[list[tuple[int, bytes]], bytes]:
     """The blocks of a piece whose digests are not those in ``old``, and all digests. Blocking: runs in a thread."""
-    piece = content.read_piece(descriptor, offset, length)
-    digests = content.block_digests(piece)
+    piece, digests = _read_piece(descriptor, offset, length)
     changed = [
         (offset + at, piece[at : at + BLOCK])
         for number, at in enumerate(range(0, len(piece), BLOCK))

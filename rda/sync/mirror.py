@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -206,6 +206,8 @@ class Mirror:
         """Fire when the remote path exists; start mirroring."""
         if self._session.is_up():
             return succeed(None)
+        if self._stopped:
+            return fail(SyncFailed("rda is stopping"))
         prepared = self._prepared.wait()
         self.look(WHOLE)
         return prepared

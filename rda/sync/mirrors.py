@@ -6,11 +6,9 @@ that it is in use follows from the containers, of which the remote daemon keeps 
 
 from __future__ import annotations
 
-import hashlib
 import os
-import stat
+from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +24,13 @@ from rda.interfaces import IRemoteFiles, IRemoteHost
 from rda.status import MirrorStatus, Problem, RemoteCopy
 from rda.sync.bulk import Bulk
 from rda.sync.copies import Collected, Copies, Mounted
-from rda.sync.manifest import peek
+from rda.sync.joined import TREE, Joined
+from rda.sync.marks import Marks
 from rda.sync.mirror import Mirror, Settings, Tools
 from rda.sync.nested import LEFT_OUT, NotServed
 from rda.sync.remote_look import RemoteLook
+from rda.sync.source import is_really_inside, kind_of
+from rda.sync.sync_root import SyncRoot
 from rda.sync.tree import Kind
 from rda.sync.uses import GRACE, Uses, above, below
 from rda.sync.watch import Watcher
@@ -60,6 +61,11 @@ _WAS_FIRST = "it was mounted from a copy of its own first, by something that sti
 _EXPECTED = (_A_FILE, LEFT_OUT)
 
 
+def _told(apart: str) -> str:
+    """Why there are two copies, where that may surprise."""
+    return "" if apart.endswith(_EXPECTED) else apart
+
+
 class Mirrors(Service):
     """The mirrors of one context.
 
@@ -88,8 +94,7 @@ class Mirrors(Service):
     ) -> None:
         self._host = host
         self._manifests = os.path.join(state_dir, "mirrors")
-        self._owner = owner
-        self._sync_root = os.fsencode(sync_root)
+        self._root = SyncRoot(host, owner, os.fsencode(sync_root))
         self._clock = reactor
         in_thread = in_thread or threads_of(reactor)
         self._bulk = Bulk(host, in_thread)
@@ -100,11 +105,15 @@ class Mirrors(Service):
         self._mirrors: dict[str, Mirror] = {}
         self._uses = Uses()
         self._apart: dict[str, str] = {}
+        self._alone: set[str] = set()
+        self._placing: Counter[str] = Counter()
+        self._placed: Waiters[None] = Waiters()
         self._reviewing: IDelayedCall | None = None
         self._absent: dict[str, Problem] = {}
         self._removing: dict[str, Waiters[None]] = {}
         self._mounted = mounted
-        self._root_on: tuple[IRemoteFiles, bytes] | None = None
+        self._paused = Marks(self._manifests, "paused", in_thread)
+        self._joined = Joined(host, self._root, Marks(self._manifests, "joined", in_thread))
 
     # -- the service
 
@@ -150,13 +159,37 @@ class Mirrors(Service):
             if remote:
                 self._review_soon()
                 return Place(source, remote)
-        mirror = await self._mirror(source, kind_hint, create_missing)
+        else:
+            self._alone.add(source)
+        # At once: a source around this one may come meanwhile, and see this one.
         self._uses.give(source, source, self._clock.seconds())
+        self._placing[source] += 1
+        try:
+            return Place(source, await self._own(source, servers, apart, kind_hint, create_missing), _told(apart))
+        except RdaError:
+            self._uses.taken([source])
+            raise
+        finally:
+            self._placing -= Counter([source])  # without what is zero then
+            self._placed.fire(None)
+
+    async def _own(
+        self, source: str, servers: tuple[str, ...], apart: str, kind_hint: str | None, create_missing: bool
+    ) -> str:
+        """Make a source's own copy; returns its place."""
+        await self._settled(source)
+        await self._joined.learn(source)
+        if source in self._joined.servers:
+            if servers:  # others have the link mounted
+                self._uses.move(source, self._joined.servers[source])
+                return os.fsdecode(await self._root.base(source) + TREE)
+            await self._joined.part(source)
+        mirror = await self._mirror(source, kind_hint, create_missing)
         self._apart[source] = apart
         self._review_soon()
         mirror.live(True)
         await mirror.prepare()
-        return Place(source, mirror.remote_path, "" if apart.endswith(_EXPECTED) else apart)
+        return mirror.remote_path
 
     async def _inside_another(
         self, source: str, servers: tuple[str, ...], kind_hint: str | None, create_missing: bool
@@ -183,14 +216,14 @@ class Mirrors(Service):
 
     async def _why_not(self, source: str, outer: str, kind_hint: str | None, create_missing: bool) -> str:
         """Why a source cannot be in the copy of a mirrored directory above it, as far as can be told without a look."""
-        manifest = self._manifest(self._name(source))
-        kind = await self._tools.in_thread(_kind_of, source, kind_hint, create_missing, manifest)
+        manifest = self._manifest(self._root.name(source))
+        kind = await self._tools.in_thread(kind_of, source, kind_hint, create_missing, manifest)
         if kind != Kind.DIRECTORY or self._mirrors[outer].kind != Kind.DIRECTORY:
             return _A_FILE
         settings = self._settings(source)
         if settings != self._settings(outer) or settings.ignore:
             return _OTHER_RULE
-        return "" if await self._tools.in_thread(_is_really_inside, outer, source) else _A_LINK
+        return "" if await self._tools.in_thread(is_really_inside, outer, source) else _A_LINK
 
     async def _serve(self, source: str, outer: str) -> str:
         """Have a source's place made in the copy of a directory above it; returns the remote path."""
@@ -200,6 +233,57 @@ class Mirrors(Service):
         remote: str = await mirror.serve(below(outer, source))
         return remote
 
+    def inner_copies(self, outer: str) -> dict[str, tuple[str, ...]]:
+        """The directories inside a source that have copies of their own, with the containers that have them mounted.
+
+        They were there first; as long as none of these containers has ever been started, :meth:`join` can still help.
+        """
+        return {
+            source: self._uses.containers(source)
+            for source in self._uses.with_own_copy()
+            if outer in above(source) and source not in self._alone
+        }
+
+    def join(self, source: str, outer: str, started: bool) -> Deferred[str]:
+        """Mount a source from the copy of a directory above, though it was given a copy of its own.
+
+        :param started: a container that has it mounted has ever been started. Else none may be meanwhile.
+        :return: why there are two copies, where that may surprise; "" otherwise.
+        :raises RdaError: through the Deferred: the link is down.
+        """
+        return Deferred.fromCoroutine(self._join(source, outer, started))
+
+    async def _join(self, source: str, outer: str, started: bool) -> str:
+        while self._placing[source]:
+            await self._placed.wait()
+        if outer not in self._mirrors or self._uses.servers(source) != (source,):
+            return ""
+        reason = _WAS_FIRST if started else await self._why_not(source, outer, None, False)
+        try:
+            if not reason:
+                await self._mirrors[outer].serve(below(outer, source))
+                await self._link(source, outer)
+        except (NotServed, SyncFailed) as refusal:
+            reason = str(refusal)
+        if reason:
+            self._apart[source] = f"{outer} has another: {reason}"
+        return _told(self._apart.get(source, ""))
+
+    async def _link(self, source: str, outer: str) -> None:
+        """Put a link in the place of a source's copy; whoever needs it meanwhile waits."""
+        name = self._root.name(source)
+        self._removing[name] = Waiters()
+        try:
+            await self._mirrors.pop(source).stop()
+            await self._joined.make(source, outer)
+            self._uses.move(source, outer)
+            self._apart.pop(source, None)
+        finally:
+            self._removing.pop(name).fire(None)
+            if source not in self._joined.servers:
+                await self._mirror(source, None, False)
+            self._review()
+
     def complete(self, source: str, mounted: Iterable[str] = (), starting: bool = False) -> Deferred[None]:
         """Fire when everything that is at a source now is on the remote; begin to mirror it, if need be.
 
@@ -207,10 +291,11 @@ class Mirrors(Service):
         :param starting: for a container that is about to start, and so mounts what is there then.
         :raises SyncFailed: see :meth:`Mirror.flush`; SyncHalted, LinkDown likewise.
         """
-        source = os.path.abspath(source)
-        return Deferred.fromCoroutine(self._complete(source, self._server_of(source, tuple(mounted)), starting))
+        return Deferred.fromCoroutine(self._complete(os.path.abspath(source), tuple(mounted), starting))
 
-    async def _complete(self, source: str, server: str, starting: bool) -> None:
+    async def _complete(self, source: str, mounted: tuple[str, ...], starting: bool) -> None:
+        await self._settled(source)
+        server = await self._learnt_server(source, mounted)
         mirror = await self._mirror(server, None, False)
         await mirror.flush(below(server, source))
         if starting:
@@ -230,19 +315,27 @@ class Mirrors(Service):
         self._uses.hold(container, {source: self._server_of(source, mounted) for source in absolute})
         if created:
             self._uses.taken(absolute)
-        return Deferred.fromCoroutine(self._hold(container))
+        return Deferred.fromCoroutine(self._hold(container, mounted))
 
     def _server_of(self, source: str, mounted: Iterable[str]) -> str:
         """Whose copy a source is mounted from, as the remote paths tell: they name the copy."""
         for outer in above(source):
-            end = f"/{self._name(outer)}/tree/{os.path.relpath(source, outer)}"
+            end = f"/{self._root.name(outer)}/tree/{os.path.relpath(source, outer)}"
             if any(path.endswith(end) for path in mounted):
-                return outer
-        return source
+                return self._joined.servers.get(outer, outer)
+        return self._joined.servers.get(source, source)
 
-    async def _hold(self, container: str) -> None:
-        for server in set(self._uses.held(container).values()):
+    async def _learnt_server(self, source: str, mounted: tuple[str, ...]) -> str:
+        """The same, when it is known of that copy whether it is a link."""
+        await self._joined.learn(self._server_of(source, mounted))
+        return self._server_of(source, mounted)
+
+    async def _hold(self, container: str, mounted: tuple[str, ...]) -> None:
+        for source in self._uses.held(container):
+            server = source
             try:
+                server = await self._learnt_server(source, mounted)
+                self._uses.correct(container, source, server)
                 await self._mirror(server, None, False)
             except RdaError as error:
                 self._absent[server] = Problem(server, str(error))
@@ -297,14 +390,13 @@ class Mirrors(Service):
 
     def _note_paused(self, mirrors: Iterable[Mirror], paused: bool) -> Deferred[None]:
         """Write down for the next start which are paused."""
-        marks = [self._paused(self._name(mirror.source)) for mirror in mirrors]
+        names = [self._root.name(mirror.source) for mirror in mirrors]
 
         def failed(failure: Failure) -> None:
             failure.trap(OSError)
             raise SyncFailed(f"done, but it cannot be written down for the next start: {failure.getErrorMessage()}")
 
-        written: Deferred[None] = self._tools.in_thread(_mark if paused else _unmark, marks)
-        return written.addErrback(failed)
+        return (self._paused.give(names) if paused else self._paused.take(names)).addErrback(failed)
 
     def confirm(self, path: str) -> None:
         """A person says that what holds a mirror back is meant.
@@ -358,23 +450,24 @@ class Mirrors(Service):
                     waiters.fire(None)
             if problem is None:
                 removed.append(copy.name)
-                await self._tools.in_thread(_unmark, [self._paused(copy.name)])
+                await self._paused.take([copy.name])
+                await self._joined.forget(copy.name)
             else:
                 kept.append(problem)
         return Collected(tuple(removed), tuple(kept))
 
     async def _copies(self) -> Copies:
         files: IRemoteFiles = await self._host.files()
-        root = os.path.dirname(await self._base("x"))
-        return Copies(files, root, self._prefix(), self._manifests, self._tools.in_thread)
+        return Copies(files, await self._root.path(), self._root.prefix, self._manifests, self._tools.in_thread)
 
     def _is_known_used(self) -> Callable[[str], bool]:
-        used = {self._name(source) for source in self._mirrors if self._uses.is_used(source)}
+        sources = (*self._mirrors, *self._joined.servers)
+        used = {self._root.name(one) for one in sources if self._uses.is_used(one) or self._uses.servers(one)}
         return lambda name: name in used
 
     async def _drop(self, name: str) -> None:
         """Forget a mirror that nobody uses."""
-        for source in [source for source in self._mirrors if self._name(source) == name]:
+        for source in [source for source in self._mirrors if self._root.name(source) == name]:
             await self._mirrors.pop(source).stop()
 
     # -- what it looks like
@@ -434,18 +527,19 @@ class Mirrors(Service):
 
     async def _mirror(self, source: str, kind_hint: str | None, create_missing: bool) -> Mirror:
         if source not in self._mirrors:
-            name = self._name(source)
-            while name in self._removing:
-                await self._removing[name].wait()
+            await self._settled(source)
+            if source in self._joined.servers:
+                return await self._mirror(self._joined.servers[source], None, False)
+            name = self._root.name(source)
             path = self._manifest(name)
-            kind = await self._tools.in_thread(_kind_of, source, kind_hint, create_missing, path)
-            paused = await self._tools.in_thread(os.path.exists, self._paused(name))
+            kind = await self._tools.in_thread(kind_of, source, kind_hint, create_missing, path)
+            paused = await self._paused.has(name)
             if source not in self._mirrors:
                 self._absent.pop(source, None)
                 self._mirrors[source] = Mirror(
                     source,
                     kind,
-                    lambda: Deferred.fromCoroutine(self._base(name)),
+                    lambda: Deferred.fromCoroutine(self._root.base(source)),
                     path,
                     self._tools,
                     self._settings(source),
@@ -453,125 +547,11 @@ class Mirrors(Service):
                 )
         return self._mirrors[source]
 
-    def _name(self, source: str) -> str:
-        """One for every owner and source; nobody can guess it who does not know the owner's identity."""
-        whole = hashlib.sha256(os.fsencode(self._owner) + b"\0" + os.fsencode(source)).hexdigest()
-        return self._prefix() + whole[:32]
+    async def _settled(self, source: str) -> None:
+        """Wait while a source's copy is being removed, or replaced by a link."""
+        name = self._root.name(source)
+        while name in self._removing:
+            await self._removing[name].wait()
 
     def _manifest(self, name: str) -> str:
         return os.path.join(self._manifests, name + ".sqlite")
-
-    def _paused(self, name: str) -> str:
-        """The file that is there while a mirror is paused."""
-        return os.path.join(self._manifests, name + ".paused")
-
-    def _prefix(self) -> str:
-        return hashlib.sha256(os.fsencode(self._owner)).hexdigest()[:8] + "-"
-
-    async def _base(self, name: str) -> bytes:
-        files: IRemoteFiles = await self._host.files()
-        if self._root_on is None or self._root_on[0] is not files or not await _is_there(files, self._root_on[1]):
-            self._root_on = (files, await _sync_root(files, self._sync_root))
-        return self._root_on[1] + b"/" + name.encode()
-
-
-async def _is_there(files: IRemoteFiles, path: bytes) -> bool:
-    """Whether nobody has removed a directory."""
-    try:
-        return stat.S_ISDIR((await files.attributes(path)).mode)
-    except FileNotFoundError:
-        return False
-
-
-async def _sync_root(files: IRemoteFiles, configured: bytes) -> bytes:
-    """Make the sync root, owner-only, and return its absolute path."""
-    path = configured if configured.startswith(b"/") else await files.real_path(b".") + b"/" + configured
-    path = b"/" + b"/".join(part for part in path.split(b"/") if part)
-    if b"\n" in path:
-        raise SyncFailed("the sync root must not have a line break in its name")
-    try:
-        found, real = await gather(files.attributes(path), files.real_path(path))
-    except FileNotFoundError:
-        await _make_directories(files, path)
-        found, real = await gather(files.attributes(path), files.real_path(path))
-    if stat.S_ISLNK(found.mode):
-        found = await files.attributes(real)
-    if not stat.S_ISDIR(found.mode):
-        raise SyncFailed(f"the sync root {os.fsdecode(real)} on the remote host is not a directory")
-    if found.mode & 0o077:
-        try:
-            await files.set_attributes(real, 0o700, None)
-        except OSError as error:
-            raise SyncFailed(
-                f"the sync root {os.fsdecode(real)} on the remote host belongs to somebody else. Choose another one"
-            ) from error
-    return bytes(real)
-
-
-async def _make_directories(files: IRemoteFiles, path: bytes) -> None:
-    """Make a directory, and first those above it that are missing."""
-    try:
-        await files.make_directory(path, 0o700)
-    except FileExistsError:
-        pass
-    except FileNotFoundError:
-        await _make_directories(files, path.rpartition(b"/")[0])
-        await files.make_directory(path, 0o700)
-    except OSError as error:
-        raise SyncFailed(
-            f"the sync root needs {os.fsdecode(path)} on the remote host, which cannot be made: {error.strerror}. "
-            "Choose another one (sync_root) that the remote user may write to"
-        ) from error
-
-
-#: What a manifest notes as the kind of its source.
-_KINDS: dict[str | None, Kind] = {str(int(kind)): kind for kind in (Kind.FILE, Kind.DIRECTORY)}
-
-
-def _kind_of(source: str, kind_hint: str | None, create_missing: bool, manifest: str) -> Kind:
-    """What the source is. Blocking: runs in a thread."""
-    try:
-        mode = os.stat(source).st_mode
-    except FileNotFoundError as error:
-        known = peek(manifest, "kind")
-        if known in _KINDS and not create_missing:  # its remote copy still is what it was
-            return _KINDS[known]
-        if not create_missing or os.path.islink(source):
-            raise BadRequest(f"bind source path does not exist: {source}") from error
-        try:
-            _create(source, kind_hint)
-        except OSError as reason:
-            raise BadRequest(f"bind source path {source} cannot be created: {reason.strerror}") from reason
-        return Kind.FILE if kind_hint == "file" else Kind.DIRECTORY
-    except OSError as error:
-        raise BadRequest(f"bind source path {source} cannot be used: {error.strerror}") from error
-    if stat.S_ISDIR(mode):
-        return Kind.DIRECTORY
-    if stat.S_ISREG(mode):
-        return Kind.FILE
-    raise BadRequest(f"bind source path {source} is neither a file nor a directory, and cannot be mirrored")
-
-
-def _is_really_inside(outer: str, source: str) -> bool:
-    """Whether nothing between a directory and one below it is a symbolic link. Blocking: runs in a thread."""
-    real = os.path.join(os.path.realpath(outer), os.path.relpath(source, outer))
-    return os.path.realpath(source) == real
-
-
-def _mark(paths: Iterable[str]) -> None:
-    for path in paths:
-        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-
-
-def _unmark(paths: Iterable[str]) -> None:
-    for path in paths:
-        with suppress(FileNotFoundError):
-            os.unlink(path)
-
-
-def _create(source: str, kind_hint: str | None) -> None:
-    if kind_hint == "file":
-        os.makedirs(os.path.dirname(source), exist_ok=True)
-        os.close(os.open(source, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o666))
-    else:
-        os.makedirs(source, exist_ok=True)

@@ -12,12 +12,14 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from rda.sync.tree import Entry, Kind, Scope, Snapshot, depth, printable, within
+from rda.sync.tree import Entry, Kind, Scope, Snapshot, depth, parent, printable, within
 
 #: A root that held at least this many files and is empty now was more likely unmounted than emptied by hand.
 EMPTIED_FROM = 10
 
-#: Removing at least this many entries at once, and more than this share of all, waits for a person.
+#: Removing at least this many entries at once, and more than this share of all, waits for a person, where directories
+#: that are still here have lost everything in them: as they do when a disk is unmounted. Who removes a directory, as
+#: with ``rm -rf node_modules``, removes it and not only what is in it.
 MASS_REMOVAL_FROM = 1000
 MASS_REMOVAL_SHARE = 0.75
 
@@ -132,12 +134,22 @@ def check(known: Mapping[bytes, Entry], here: Snapshot, plan: Plan) -> Halt | No
             "They are kept until it is filled again or you confirm that they should go"
         )
     if gone >= MASS_REMOVAL_FROM and gone > MASS_REMOVAL_SHARE * total:
-        return Halt(
-            f"{gone} of {total} entries are gone at once. Their remote copies are kept until they are back or you "
-            "confirm that they should go",
-            removals_only=True,
-        )
+        gone = _gone_from_emptied(known, here, plan)
+        if gone >= MASS_REMOVAL_FROM and gone > MASS_REMOVAL_SHARE * total:
+            return Halt(
+                f"{gone} of {total} entries are gone at once, out of directories that are empty now. Their remote "
+                "copies are kept until they are back or you confirm that they should go",
+                removals_only=True,
+            )
     return None
+
+
+def _gone_from_emptied(known: Mapping[bytes, Entry], here: Snapshot, plan: Plan) -> int:
+    """How many of the entries that are to be removed were in directories that are still here, and empty."""
+    left = known.keys() - {path for path, _ in plan.remove}
+    left = left.union(here.entries, here.ignored, here.skipped, here.unknown)
+    emptied = left - {parent(path) for path in left if path}
+    return sum(1 for path, _ in plan.remove if within(path, emptied))
 
 
 def summary(paths: Iterable[tuple[bytes, str]], most: int = 5) -> str:

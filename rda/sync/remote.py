@@ -5,6 +5,7 @@
     <sync root>/                0700, the remote user's
         <owner>-<source>/       0700: nobody else on the host gets at it; the daemon, as root, does
             generation          a random word that the manifest knows too: the same tree as last time?
+            kept                the tree, while a link into another copy is in its place: see rda.sync.joined
             stage/              temporaries: out of the containers' sight, swept after every reconnect
             tree                what is mounted: a directory, or the one file
 
@@ -98,6 +99,8 @@ class RemoteTree:
         asked[0].addCallback(lambda found: self._measured(found, asked_at))
         base, stage, tree, same, generation, leftovers = await gather(*asked)
         self.folds = same is not None
+        if tree is None and base is not None:
+            tree = await self._put_back()
         if base is None:
             await self.files.make_directory(self.base, 0o700)
         making = []
@@ -114,6 +117,14 @@ class RemoteTree:
         if leftovers:
             await self.sweep()
         return Found(generation, tree is not None)
+
+    async def _put_back(self) -> Attributes | None:
+        """The tree may have been kept elsewhere while there was a link in its place, see :mod:`rda.sync.joined`."""
+        try:
+            await self.files.rename_new(self.base + b"/kept", self.tree)
+        except FileNotFoundError:
+            return None
+        return await self._look(self.tree)
 
     def _measured(self, found: Any, asked_at: float) -> Any:
         self.round_trip = self._seconds() - asked_at

@@ -53,6 +53,19 @@ class Uses:
         """A container uses these sources, each from the copy of its server."""
         self._held[container] = dict(sources)
 
+    def correct(self, container: str, source: str, server: str) -> None:
+        """It has turned out whose copy a container has a source mounted from."""
+        if source in self._held.get(container, {}):
+            self._held[container] = {**self._held[container], source: server}
+
+    def move(self, old: str, new: str) -> None:
+        """All that was mounted from one copy is mounted from another one from now on."""
+        for given in self._given.values():
+            if given.server == old:
+                given.server = new
+        for container, sources in self._held.items():
+            self._held[container] = {source: new if by == old else by for source, by in sources.items()}
+
     def release(self, container: str) -> None:
         """A container is gone."""
         self._held.pop(container, None)
@@ -69,6 +82,10 @@ class Uses:
     def servers(self, source: str) -> tuple[str, ...]:
         """Whose copies a source is mounted from now: hardly ever more than one."""
         return tuple(dict.fromkeys(server for one, server in self._all() if one == source))
+
+    def with_own_copy(self) -> tuple[str, ...]:
+        """The sources that are mounted from copies of their own."""
+        return tuple(sorted({source for source, by in self._all() if by == source}))
 
     def containers(self, server: str) -> tuple[str, ...]:
         """The containers that have something mounted from a server's copy."""

@@ -170,6 +170,22 @@ class Mount(LiveTestCase):
         self.eventually(lambda: self.inside("cat /www/lib/code /lib/code") == "22", "an edit in both", SEEN_SECONDS)
 
 
+    def test_nested_source_first(self):
+        """It is the same when the inner one was created first, as long as it was not started yet."""
+        (self.site / "lib").mkdir()
+        for name, mount in (("inner", f"{self.site}/lib:/lib"), ("box", f"{self.site}:/www")):
+            made = self.rda.docker("create", "--name", name, "-v", mount, "busybox", "sleep", "1000")
+            self.assertEqual(made.stderr, b"")
+        self.rda.docker("start", "inner", "box")
+        self.inside("echo x > /www/lib/a")
+        self.assertEqual(self.host.docker("exec", "inner", "cat", "/lib/a").stdout, b"x\n")
+        document = json.loads(self.rda.docker("inspect", "inner").stdout)[0]
+        self.assertEqual(document["Mounts"][0]["Source"], f"{self.site}/lib")
+        self.rda.docker("rm", "-f", "box")
+        made = self.rda.docker("create", "-v", f"{self.site}:/www", "busybox", "true")
+        self.assertEqual(made.stderr, b"")  # the link stays, and so does what it leads to
+
+
 class StartedAtOnce(LiveTestCase):
     """No container starts before its files are there."""
 
