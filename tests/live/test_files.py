@@ -169,7 +169,6 @@ class Mount(LiveTestCase):
         (self.site / "lib/code").write_text("2")
         self.eventually(lambda: self.inside("cat /www/lib/code /lib/code") == "22", "an edit in both", SEEN_SECONDS)
 
-
     def test_nested_source_first(self):
         """It is the same when the inner one was created first, as long as it was not started yet."""
         (self.site / "lib").mkdir()
