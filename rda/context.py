@@ -28,7 +28,7 @@ from rda.containers.calls import Containers
 from rda.containers.made_here import MadeHere
 from rda.containers.reconciler import Reconciler
 from rda.containers.waiting import Waiting
-from rda.deferreds import threads_of
+from rda.deferreds import follow, threads_of
 from rda.docker.binds import Rules, System
 from rda.docker.host_network import HostForwards, read_ports
 from rda.docker.sources import Sources
@@ -297,10 +297,21 @@ class ContextAgent(Service):
         self._reconciler.stopService()
         await self._exposed.stop()
         await self._forwards.stop()
-        await self._mirrors.stopService()
+        mirrors = self._mirrors.stopService()
+        await self._wait_for(mirrors)  # one that waits for a remote host that says nothing has no end of its own
         await self._api.close()
         await self._link.stopService()
+        await self._wait_for(mirrors)
         self._made_here.close()
+
+    async def _wait_for(self, mirrors: Deferred[None]) -> None:
+        """Wait until mirrors have stopped, but not for ever."""
+        if not mirrors.called:
+            late: Deferred[None] = Deferred()
+            timer = self._reactor.callLater(DRAIN_SECONDS, late.callback, None)
+            await DeferredList([follow(mirrors), late], fireOnOneCallback=True)
+            if timer.active():
+                timer.cancel()
 
     def _loopback(self, port: int) -> list[IStreamClientEndpoint]:
         """Where a service of this machine may listen."""

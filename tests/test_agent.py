@@ -333,3 +333,13 @@ class LeakTests(SynchronousTestCase):
         self.reactor.advance(30)
         self.successResultOf(stopped)
         self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_a_mirror_that_does_not_end(self) -> None:
+        """A mirror that waits for a remote host without a word does not keep rda from stopping."""
+        (stays,) = list(self.agent)
+        stays._mirrors.stopService = Deferred  # never
+        stopped = self.agent.stopService()
+        for _ in range(30):
+            self.reactor.advance(1)
+        self.successResultOf(stopped)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])

@@ -22,7 +22,8 @@ from rda.ssh.docker_socket import REFILL_SECONDS, SPARE_COMMANDS, SPARES, Docker
 from rda.ssh.keepalive import DOUBT_SECONDS, QUIET_SECONDS
 from rda.ssh.keys import fingerprint
 from rda.ssh.line import FIRST_DELAY, LONGEST_DELAY, TRUST_AGAIN_SECONDS, WAIT_FOR_LINK, Backoff
-from rda.ssh.link import Link
+from rda.ssh.link import GREETING_SECONDS, Link
+from rda.ssh.sftp import Unsupported
 from rda.ssh.target import Target
 from rda.status import LinkStatus
 from tests.ssh_keys import openssh_file, private, public_line
@@ -891,6 +892,21 @@ class BulkTests(LinkCase):
             files = self.link.files()
             self.network.settle()
             self.failureResultOf(files, ChannelRefused)
+
+    def test_files_without_a_word(self) -> None:
+        """A server that says nothing (a shell in front of it has read our greeting) is given up, and asked again."""
+        speaking = self.remote.subsystems[b"sftp"]
+        self.remote.subsystems[b"sftp"] = Factory.forProtocol(Protocol)
+        self.start()
+        files = self.link.files()
+        self.network.advance(GREETING_SECONDS - 1)
+        self.assertNoResult(files)
+        self.network.advance(1)
+        self.assertIn("within 30 s. Does the remote user's shell", str(self.failureResultOf(files, Unsupported).value))
+        self.remote.subsystems[b"sftp"] = speaking
+        files = self.link.files()
+        self.network.settle()
+        self.assertFalse(self.successResultOf(files).lost)
 
     def test_after_the_main_connection(self) -> None:
         """The bulk connection waits for the main one, and shares its failure: no attempts of its own."""

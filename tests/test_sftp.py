@@ -395,6 +395,11 @@ class WireTests(SynchronousTestCase):
         self.failureResultOf(self.client.ready, LinkDown)
         self.failureResultOf(self.client.remove(b"/x"), LinkDown)
 
+    def test_ended_before_the_greeting(self) -> None:
+        """A channel that ends so without a reason: a shell has ended."""
+        self.client.connectionLost(Failure(ConnectionDone()))
+        self.assertIn("non-interactive", str(self.failureResultOf(self.client.ready, LinkDown).value))
+
     def test_limits(self) -> None:
         """The server's limits are asked for, and kept within what SFTP allows."""
         names = pack(b"limits@openssh.com") + pack(b"1")

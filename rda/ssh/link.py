@@ -54,6 +54,10 @@ EXTRA_LINES = 2
 MAIN_FIRST_SECONDS = 0.9 * WAIT_FOR_LINK
 
 
+#: Seconds until an SFTP server that says nothing is given up: a shell in front of it may have swallowed our greeting.
+GREETING_SECONDS = 30.0
+
+
 @implementer(IStreamClientEndpoint)
 @dataclass(frozen=True)
 class _Endpoint:
@@ -195,7 +199,12 @@ class Link(Service):
         factory = Factory.forProtocol(SFTPFiles)
         protocol = await self._pool.connect(lambda connection: subsystem(connection, b"sftp"), factory)
         assert isinstance(protocol, SFTPFiles)
-        return await protocol.ready
+        late = self._reactor.callLater(GREETING_SECONDS, protocol.give_up, GREETING_SECONDS)
+        try:
+            return await protocol.ready
+        finally:
+            if late.active():
+                late.cancel()
 
     def _files_opened(self, result: SFTPFiles | Failure) -> None:
         if isinstance(result, SFTPFiles):

@@ -13,6 +13,7 @@ from collections import deque
 from typing import Any, NoReturn
 
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IPushProducer, ITCPTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
@@ -35,6 +36,8 @@ BYTES_IN_FLIGHT = 4 * 1024 * 1024
 
 #: OpenSSH's SFTP_MAX_MSG_LENGTH; a longer packet means that this is not SFTP (a shell's greeting, say).
 PACKET_LIMIT = 256 * 1024
+
+_SHELL = "Does the remote user's shell print, read or end something for non-interactive logins (.bashrc)?"
 
 #: The most names of one directory: what a hostile server lists has no end.
 MAX_NAMES = 1_000_000
@@ -107,7 +110,10 @@ class SFTPFiles(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Fail everything that is waiting."""
-        self._fail(LinkDown("the SFTP channel to the remote host was closed"), reason)
+        message = "the SFTP channel to the remote host was closed"
+        if not self._greeted and reason.check(ConnectionDone):
+            message += f" before its server said anything. {_SHELL}"
+        self._fail(LinkDown(message), reason)
 
     def _fail(self, error: RdaError, reason: Failure | None = None) -> None:
         self.lost = True
@@ -124,8 +130,16 @@ class SFTPFiles(Protocol):
 
     def _break(self, message: str) -> None:
         """The server does not speak SFTP."""
-        self._fail(Unsupported(f"{message}. Does the remote user's shell print something for non-interactive logins?"))
+        self._fail(Unsupported(f"{message}. {_SHELL}"))
         self.transport.abortConnection()
+
+    def give_up(self, seconds: float) -> None:
+        """Whoever opened the channel has waited long enough for :attr:`ready`.
+
+        :param seconds: how long.
+        """
+        if not self.lost:
+            self._break(f"the SFTP server has not answered within {seconds:g} s")
 
     def pauseProducing(self) -> None:
         """The channel is full."""
