@@ -126,7 +126,7 @@ def _is_plain(transport: Any) -> bool:
 
 def _is_drained(transport: Any) -> bool:
     """Whether this is one of Twisted's plain sockets (TCP or UNIX-domain), connected, with nothing left to write."""
-    if not _is_plain(transport):
+    if not isinstance(transport, Connection) or transport.TLS:
         return False
     try:
         return bool(

@@ -45,18 +45,8 @@ class WatchedTransport(ClientTransport):
     heard_at = float("-inf")
     on_quiet: Callable[[], None] | None = None
 
-    def send_channel_data(self, recipient: int, data: memoryview, size: int) -> int:
+    def data_sent(self) -> None:
         """Whoever sends waits for an answer: do not trust a silence of some seconds."""
-        sent = super().send_channel_data(recipient, data, size)
-        self._mind_silence()
-        return sent
-
-    def send_piece(self, recipient: int, size: int) -> None:
-        """See :meth:`send_channel_data`."""
-        super().send_piece(recipient, size)
-        self._mind_silence()
-
-    def _mind_silence(self) -> None:
         if self.on_quiet is not None and self.clock.seconds() - self.heard_at >= QUIET_SECONDS:
             self.on_quiet()
 

@@ -30,7 +30,7 @@ from zope.interface import implementer
 
 from rda import __version__
 from rda.errors import LinkDown, RdaError
-from rda.sockets import receive_into, send_now
+from rda.sockets import READ_SIZE, receive_into, send_now
 from rda.ssh.channels import MSG_CHANNEL_DATA, Connection
 from rda.ssh.options import Options
 from rda.ssh.packets import MAX_RUN_PIECE, MalformedPacket, PacketReader, PacketWriter
@@ -124,7 +124,7 @@ class PacketTransport(conch.SSHClientTransport):
             return
         if hasattr(self.transport, "setTcpNoDelay"):
             self.transport.setTcpNoDelay(True)
-        receive_into(self.transport, self._reader.room, self._received)
+        receive_into(self.transport, self._reader.room, self._received, READ_SIZE // 2)
         self.transport.registerProducer(self, True)
         seconds = self._options.handshake_seconds
         self._start_timer("handshake", seconds, lambda: self._give_up("took too long to log in"))
@@ -305,7 +305,11 @@ class PacketTransport(conch.SSHClientTransport):
             position += writer.put_run(head, data[position:], size)
             if not self._batching or writer.full:
                 self.flush()
+        self.data_sent()
         return position
+
+    def data_sent(self) -> None:
+        """Called when channel data has been sent, or would have been."""
 
     def data_room(self, size: int) -> memoryview | None:
         """Where to put channel data to send it with :meth:`send_piece`; None when it cannot be sent in this way now.
@@ -321,6 +325,8 @@ class PacketTransport(conch.SSHClientTransport):
         """Send the CHANNEL_DATA message whose data is in :meth:`data_room` now."""
         self._writer.put_piece(MSG_CHANNEL_DATA, recipient, size)
         self.flush()
+        if size < MAX_RUN_PIECE:  # else more follows at once
+            self.data_sent()
 
     def batch(self) -> _Batch:
         """A context in which packets gather, to leave with one write at its end."""
