@@ -127,20 +127,25 @@ class Rda(RdaProcess):
             finally:
                 process.kill()
 
-    def listening(self) -> set[tuple[str, int]]:
-        """Return the (address, port) pairs that rda's process listens on, its Docker endpoint left out."""
+    def _sockets(self, state: str) -> Iterator[tuple[tuple[str, int], tuple[str, int]]]:
+        """The (address, port) of both ends of the process's TCP sockets in a state, in the kernel's numbers for it."""
         mine = set()
         for descriptor in Path(f"/proc/{self.process.pid}/fd").iterdir():
             with suppress(OSError):
                 mine.add(os.readlink(descriptor))
-        found = set()
         for family, table in ((socket.AF_INET, "tcp"), (socket.AF_INET6, "tcp6")):
             for line in Path(f"/proc/{self.process.pid}/net/{table}").read_text().splitlines()[1:]:
                 fields = line.split()
-                address, _, port = fields[1].partition(":")
-                if fields[3] == "0A" and f"socket:[{fields[9]}]" in mine:
-                    found.add((_address(family, address), int(port, 16)))
-        return {pair for pair in found if pair[1] != self.port}
+                if fields[3] == state and f"socket:[{fields[9]}]" in mine:
+                    yield _end(family, fields[1]), _end(family, fields[2])
+
+    def listening(self) -> set[tuple[str, int]]:
+        """Return the (address, port) pairs that rda's process listens on, its Docker endpoint left out."""
+        return {here for here, _ in self._sockets("0A") if here[1] != self.port}
+
+    def ssh_connections(self) -> int:
+        """Return how many TCP connections rda's process has to the remote host."""
+        return sum(there[0] == self.host.address for _, there in self._sockets("01"))
 
     def ports(self) -> set[int]:
         """Return the ports that rda's process listens on, whatever the address, its Docker endpoint left out."""
@@ -158,10 +163,11 @@ class Rda(RdaProcess):
         return int(matched.group(1)) * 1024
 
 
-def _address(family: socket.AddressFamily, text: str) -> str:
-    """An address of /proc/net/tcp: 32-bit words in the machine's byte order."""
-    words = [int(text[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(text), 8)]
-    return socket.inet_ntop(family, b"".join(words))
+def _end(family: socket.AddressFamily, text: str) -> tuple[str, int]:
+    """An address and port of /proc/net/tcp: 32-bit words in the machine's byte order."""
+    address, _, port = text.partition(":")
+    words = [int(address[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(address), 8)]
+    return socket.inet_ntop(family, b"".join(words)), int(port, 16)
 
 
 class LiveTestCase(SynchronousTestCase):

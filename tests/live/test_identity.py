@@ -18,7 +18,7 @@ from pathlib import Path
 from cryptography import x509
 
 from tests.certificates import Authority
-from tests.live.process import fetch, free_port, throwaway_options
+from tests.live.process import fetch, free_port, free_ports, throwaway_options
 from tests.live.support import LiveTestCase, Rda
 
 #: A user of this machine who is nobody in particular.
@@ -234,6 +234,25 @@ class Reload(Configured):
     def threads(self, rda: Rda) -> int:
         """How many threads rda's process has."""
         return len(os.listdir(f"/proc/{rda.process.pid}/task"))
+
+    def test_shared_link(self) -> None:
+        """Contexts to one host with one login share a link; one that gets in differently has its own."""
+        self.target = throwaway_options(self.host)["remote"]
+        *ports, other = free_ports(5)
+        rda = self.start("".join(self.table(f"same{port}", port, own_link=False) for port in ports))
+
+        def answers(port: int) -> None:
+            self.eventually(lambda: fetch(port, "_ping") == "OK", "the context works", 20)
+
+        for port in (rda.port, *ports):
+            answers(port)
+        # One connection, and at most another for files: not one for each of the five.
+        self.assertLessEqual(rda.ssh_connections(), 2)
+        shared = rda.ssh_connections()
+        self.reload(rda, self.table("same", ports[0], own_link=False) + self.table("other", other))
+        for port in (rda.port, ports[0], other):
+            answers(port)
+        self.assertGreater(rda.ssh_connections(), shared)
 
     def test_under_load(self) -> None:
         """Contexts come and go twenty times; the one that stays drops nothing, and nothing is left of the others."""
