@@ -9,8 +9,10 @@ import tempfile
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pathspec import GitIgnoreSpec
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
+from rda.sync import ignore
 from rda.sync.ignore import Rules, rules_from
 from rda.sync.scan import Scanner
 from rda.sync.tree import Kind
@@ -105,3 +107,41 @@ class LikeGitTests(SynchronousTestCase):
                 os.unlink(path)
         found = {p for p, entry in entries.items() if entry.kind == Kind.FILE and not p.startswith(b".git/")}
         self.assertEqual(found, listed)
+
+
+class SteadyTests(SynchronousTestCase):
+    """Ignore files of strangers do not stop the process."""
+
+    @given(
+        st.lists(st.sampled_from(["a", "b", "*", "**", "/", "?", "[ab]", "/**/", "\\*"]), min_size=1, max_size=9),
+        st.lists(st.text("ab*", min_size=1, max_size=3), min_size=1, max_size=4),
+        st.sampled_from(["", "/"]),
+    )
+    @settings(max_examples=1000, deadline=None)
+    def test_matches_the_same(self, pieces: list[str], names: list[str], slash: str) -> None:
+        """The expressions that are matched mean what pathspec's do."""
+        try:
+            (pattern,) = GitIgnoreSpec.from_lines(["".join(pieces)]).patterns
+        except ValueError:
+            return
+        if pattern.regex is None:
+            return
+        path = "/".join(names) + slash
+        results = []
+        for regex in (pattern.regex, ignore._steady(pattern.regex)):
+            found = regex.match(path)
+            end = found.end("ps_d") if found is not None and "ps_d" in regex.groupindex else -1
+            results.append(found is not None and end in (-1, len(path)))
+        self.assertEqual(results[0], results[1], (pieces, path))
+
+    def test_ends(self) -> None:
+        """Patterns with many wildcards, and names that nearly match them, are decided at once."""
+        for pattern, path in (
+            ("*a" * 20 + "*b", "a" * 250),
+            ("?*" * 40 + "/x", "a" * 250),
+            ("[ab]*" * 30 + "c", "ab" * 125),
+            ("**/a/" * 20 + "b", "a/" * 500 + "a"),
+            ("a/**/" * 30 + "b", "a/" * 1000 + "c"),
+            ("*a*/" * 30 + "x", ("a" * 20 + "/") * 100 + "y"),
+        ):
+            self.assertFalse(Rules(b"", [pattern]).ignores(path.encode(), is_directory=False), pattern)

@@ -97,7 +97,7 @@ def _matcher(regex: re.Pattern[str]) -> Callable[[str], bool]:
     Here every directory is asked about before what is in it; a pattern that brings a directory back (``!/packages``)
     must not bring back what another one leaves out below it (``node_modules/``).
     """
-    match, marked = regex.match, "ps_d" in regex.groupindex
+    match, marked = _steady(regex).match, "ps_d" in regex.groupindex
     if not regex.pattern.startswith("^"):  # pathspec's short forms of "everything" and "every directory"
         return lambda path: path.endswith("/") or not marked
     if not marked:
@@ -108,3 +108,66 @@ def _matcher(regex: re.Pattern[str]) -> Callable[[str], bool]:
         return found is not None and found.end("ps_d") in (-1, len(path))
 
     return matches
+
+
+#: What pathspec's expressions are made of.
+_ANYWHERE, _BETWEEN = "(?:.+/)?", "(?:/.+)?/"  # **/ at the beginning, /**/
+_STAR, _SOME = "[^/]*", "[^/]+"
+_ENDING = re.compile(r"(?:\(\?:)?\(\?P<ps_d>.*|\Z", re.S)
+_PIECE = re.compile(r"\[\^/\][*+]?|\[\^?\]?(?:\\.|[^\]\\])*\]|\\.|[^\[\\.*+?(){}|^$]", re.S)
+
+
+def _steady(regex: re.Pattern[str]) -> re.Pattern[str]:
+    """Return an expression that matches the same, in a time that does not explode with the number of its wildcards.
+
+    An ignore file may come from anybody: from a repository, or from a container that writes to a two-way mount. With
+    ``*a*a*a*…b`` and a name of two hundred times ``a``, Python's matching, which tries again at every wildcard, does
+    not end, and nothing else of the process goes on meanwhile. Where a wildcard of the same kind follows, the first
+    place that fits is as good as any later one: there is no need to try again (as :func:`fnmatch.translate` knows).
+    """
+    text = regex.pattern.removeprefix("^")
+    found = _ENDING.search(text)
+    assert found is not None  # it matches the end
+    body, ending = text[: found.start()], found[0]
+    start, body = (_ANYWHERE, body[len(_ANYWHERE) :]) if body.startswith(_ANYWHERE) else ("", body)
+    runs = [_steady_run(run) for run in body.split(_BETWEEN)]
+    if any(run is None for run in runs):
+        return regex  # of another pathspec: it is matched as that one means it
+    result = "^"
+    for number, run in enumerate(runs):
+        if number == len(runs) - 1:
+            result += f"{start}{run}"
+        elif start:
+            lazy = "(?:.+?/)??" if start == _ANYWHERE else "(?:/.+?)??/"
+            result += f"(?>{lazy}{run}(?=/))"
+        else:
+            result += f"{run}"
+        start = _BETWEEN
+    return re.compile(result + ending, regex.flags)
+
+
+def _steady_run(run: str) -> str | None:
+    """Do so for some path components in a row; None for an expression of another kind than pathspec writes."""
+    result, since_star, place = "", "", 0
+    in_star = False
+    while place < len(run):
+        found = _PIECE.match(run, place)
+        if found is None:
+            return None
+        piece, place = found[0], found.end()
+        if piece in (_STAR, _SOME):
+            if in_star:
+                result += f"(?>{_STAR}?{since_star})"
+            else:
+                result += since_star
+            since_star = "[^/]" if piece == _SOME else ""
+            if piece == _SOME:
+                result, since_star = result + since_star, ""
+            in_star = True
+        elif piece == "/":
+            result += (_STAR if in_star else "") + since_star + piece
+            since_star, in_star = "", False
+        else:
+            # A class matches no slash in git, also one that says what it is not.
+            since_star += f"(?!/){piece}" if piece[0] == "[" and piece != "[^/]" else piece
+    return result + (_STAR if in_star else "") + since_star
