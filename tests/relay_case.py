@@ -21,6 +21,19 @@ from tests.memory_network import SERVER_ADDRESS, MemoryEndpoint, Network, Peer
 GET = b"GET /_ping HTTP/1.1\r\nHost: localhost\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK"
 
+ATTACH = (
+    b"POST /v1.45/containers/web/attach?stream=1 HTTP/1.1\r\nHost: localhost\r\n"
+    b"Connection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
+)
+
+RAW = b"Content-Type: application/vnd.docker.raw-stream\r\n"
+
+UPGRADED = b"HTTP/1.1 101 UPGRADED\r\n" + RAW + b"Connection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
+
+EVENTS = b"GET /v1.45/events HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
 
 @implementer(ICallRewriter)
 class Rewriter:

@@ -28,7 +28,7 @@ from rda.doctor.advice import about_link
 from rda.doctor.finding import Finding, State
 from rda.doctor.there import Examination
 from tests.broken_setups import HERE
-from tests.test_link import LinkCase, Program
+from tests.link_case import LinkCase, Program
 
 OURS = ["tcp://localhost:23750"]
 

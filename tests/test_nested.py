@@ -17,7 +17,7 @@ from rda.sync.source import kind_of
 from rda.sync.tree import Scope
 from rda.sync.uses import GRACE, Uses, above, below
 from tests.fakes_remote import contents
-from tests.test_mirrors import MirrorCase, write
+from tests.mirror_case import MirrorCase, write
 
 #: What is written last, each time something else.
 _NUMBERS = itertools.count()

@@ -14,8 +14,8 @@ from rda.errors import LinkDown
 from rda.ssh import channels, packet_transport
 from rda.ssh.channels import streamlocal
 from rda.ssh.stream import LOCAL_PACKET, MAX_TEXT, MIN_WINDOW, peer_text
+from tests.channel_case import Client, Script
 from tests.ssh_server import Remote, SshInMemory
-from tests.test_ssh_channels import Client, Script
 
 UINT32 = struct.Struct(">L").pack
 

@@ -13,7 +13,7 @@ from rda.interfaces import IRemoteHost
 from rda.ssh.docker_socket import SPARES
 from rda.ssh.link import Link
 from rda.ssh.shared import Links, SharedLink
-from tests.test_link import SOCKET, Daemon, LinkCase
+from tests.link_case import SOCKET, Daemon, LinkCase
 
 OTHER = "/run/user/1000/docker.sock"
 

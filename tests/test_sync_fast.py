@@ -7,7 +7,7 @@ import random
 
 from rda.sync import bulk, large
 from tests.fakes_remote import contents
-from tests.test_mirrors import MirrorCase, write
+from tests.mirror_case import MirrorCase, write
 
 
 class CommandCase(MirrorCase):

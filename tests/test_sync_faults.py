@@ -14,7 +14,7 @@ from typing import Any
 from rda.sync import bulk, large
 from rda.sync.mirror import Settings
 from tests.fakes_remote import contents
-from tests.test_mirrors import MirrorCase, write
+from tests.mirror_case import MirrorCase, write
 
 NOISE = random.Random(1).randbytes(700_000)
 

@@ -21,7 +21,7 @@ from rda.sync import bulk
 from rda.sync.mirror import Settings
 from rda.sync.tree import Entry, Scope
 from tests.fakes_remote import contents
-from tests.test_mirrors import MirrorCase, write
+from tests.mirror_case import MirrorCase, write
 
 #: Short and nested names, so that they meet: as files, as directories, and one as the other.
 NAMES = st.sampled_from(["a", "b", "c/a", "c/b", "c/d/e", "c/d/f", "g/h/i", "g", "c"])

@@ -13,7 +13,7 @@ from rda.errors import SyncFailed, SyncHalted
 from rda.sync import content, pull, scan
 from rda.sync.tree import Entry, Kind
 from tests.fakes_remote import contents
-from tests.test_mirrors import MirrorCase, write
+from tests.mirror_case import MirrorCase, write
 
 
 class TroubleCase(MirrorCase):

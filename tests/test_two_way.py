@@ -20,7 +20,7 @@ from rda.sync.remote import RemoteTree
 from rda.sync.scan import entry_of_file
 from rda.sync.tree import Entry, Kind
 from tests.fakes_remote import contents
-from tests.test_mirrors import MirrorCase, write
+from tests.mirror_case import MirrorCase, write
 
 #: Times that no two writes share: SFTP tells whole seconds only.
 STAMPS = itertools.count(1_500_000_000)
