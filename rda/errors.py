@@ -40,6 +40,12 @@ class BadRequest(RdaError):
     status = 400
 
 
+class BadDocument(BadRequest):
+    """A document asks for something impossible: told as the daemon tells it."""
+
+    prefix = ""
+
+
 class Refused(RdaError):
     """The request is understood and not allowed."""
 

@@ -103,6 +103,13 @@ class CreateTests(ContainersCase):
         self.assertEqual(answer, {"Id": WEB, "Warnings": []})
         self.assertEqual(self.mirrors.held, {WEB: ("/src",)})
 
+    def test_empty(self) -> None:
+        """A create that describes no container is refused as the daemon does, which would see rda's labels in it."""
+        for body in ({}, {"HostConfig": {}, "NetworkingConfig": {}}):
+            _, decision = self.ask(b"POST", b"/containers/create", body)
+            error = self.failureResultOf(decision, BadRequest).value
+            self.assertEqual(f"{error.prefix}{error}", "config cannot be empty in order to create a container")
+
     def test_large_source(self) -> None:
         """The answer to a create says when so much is on its way that the start will wait for it."""
         large = MirrorStatus(
@@ -398,6 +405,16 @@ class StartTests(ContainersCase):
         _, decision = self.ask(b"POST", b"/containers/web/start")
         self.failureResultOf(decision, PortUnavailable)
         self.assertIn(("DELETE", f"/containers/{WEB}"), [call[:2] for call in self.daemon.seen])
+
+    def test_errors_name_local_paths(self) -> None:
+        """What the daemon says against a start or restart names the source that the user named."""
+        self.made(Binds=["/src:/app"])
+        for action in (b"start", b"restart"):
+            call, decision = self.ask(b"POST", b"/containers/web/" + action)
+            self.let_flush()
+            said = {"message": 'error mounting "/mirror/src" to rootfs: not a directory'}
+            answer = self.answer(call, self.successResultOf(decision), 500, said)
+            self.assertEqual(answer, {"message": 'error mounting "/src" to rootfs: not a directory'})
 
     def test_daemon_refuses(self) -> None:
         """After a start that failed nothing stays open."""

@@ -59,7 +59,13 @@ class ListingTests(SynchronousTestCase):
         ):
             query = (("all", "1"), ("filters", json.dumps(filters)))
             self.assertEqual(outward_filters(query), (query, None), filters)
-        for query in ((), (("filters", "{"),), (("filters", ""),), (("limit", "x"), ("filters", '{"publish":["1"]}'))):
+        for query in (
+            (),
+            (("filters", '{"publish":["90-80"]}'),),
+            (("filters", "{"),),
+            (("filters", ""),),
+            (("limit", "x"), ("filters", '{"publish":["1"]}')),
+        ):
             self.assertEqual(outward_filters(query), (query, None))
 
     def test_publish(self) -> None:

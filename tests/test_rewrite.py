@@ -93,9 +93,12 @@ class OutwardTests(SynchronousTestCase):
         donor = Request("other", originals={"b0": "/src:/app"}, shown={"/mirror/src": "/src"}, sources=("/src",))
         sent = outward({"Image": "x", "HostConfig": {"VolumesFrom": ["donor:ro"]}}, inherited=[donor])
         self.assertEqual(sent["HostConfig"], {"VolumesFrom": ["donor:ro"]})
-        shown = {**inspected(sent), "Mounts": [{"Type": "bind", "Source": "/mirror/src", "Destination": "/app"}]}
+        mounts = [{"Type": "bind", "Source": "/mirror/src", "Destination": "/app"}]
+        shown: Any = {**inspected(sent), "Mounts": mounts, "State": {"Error": "cannot mount /mirror/src", "Pid": 0}}
         self.assertEqual(request_of(shown).sources, ("/src",))
-        self.assertEqual(rewrite.inward_inspect(shown, mine, None)["Mounts"][0]["Source"], "/src")
+        shown = rewrite.inward_inspect(shown, mine, None)
+        self.assertEqual(shown["Mounts"][0]["Source"], "/src")
+        self.assertEqual(shown["State"], {"Error": "cannot mount /src", "Pid": 0})
 
     def test_minimal(self) -> None:
         """A document without anything to rewrite only gets our labels."""

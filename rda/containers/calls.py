@@ -29,7 +29,7 @@ from rda.docker.ports import Published
 from rda.docker.request import USER_LABEL, labels_of
 from rda.docker.routes import Call, Outgoing
 from rda.docker.sources import Sorted, Sources
-from rda.errors import PortUnavailable, RdaError, Refused
+from rda.errors import BadDocument, PortUnavailable, RdaError, Refused
 from rda.interfaces import ICallRewriter
 from rda.ports.exposed import Exposed
 from rda.ports.forwards import Forwards
@@ -183,6 +183,8 @@ class Containers:
 
     async def _create(self, call: Call, body: _Document) -> Outgoing:
         asked = rewrite.canonical_create(body)
+        if not asked.keys() - {"HostConfig", "NetworkingConfig"}:  # with rda's labels it would not be empty
+            raise BadDocument("config cannot be empty in order to create a container")
         wanted = rewrite.wanted(asked)
         found = self._sources.sort(wanted.binds)
         exposed = await self._exposed(wanted.image) if wanted.publish_all else ()
@@ -382,9 +384,10 @@ class Containers:
         self._in_background(self._reconciler.start_ends(owned.id))
 
     async def _started(self, call: Call, sent: Outgoing, status: int, body: Any) -> Any:
-        if isinstance(sent.memo, _Starting):
-            await self._reconciler.start_ends(sent.memo.container.id)
-        return body
+        if not isinstance(sent.memo, _Starting):
+            return body
+        await self._reconciler.start_ends(sent.memo.container.id)
+        return rewrite.inward_error(body, sent.memo.container.request.shown)
 
     async def _resolve(self, call: Call) -> tuple[Owned | None, dict[str, Any] | None]:
         """Find the container that a call names, by whichever spelling; None when it is not ours."""

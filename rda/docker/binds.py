@@ -19,7 +19,7 @@ from enum import Enum, auto
 from functools import lru_cache
 
 from rda.docker.document import object_of, objects, text_list, text_of
-from rda.errors import BadRequest, Refused
+from rda.errors import BadDocument, BadRequest, Refused
 
 __all__ = [
     "DEFAULT_RULES",
@@ -345,6 +345,6 @@ def _on_windows(bind: BindSource) -> str:
     raise BadRequest(f"{bind.source} is no path of this Windows machine: name it with its drive, as in C:\\src")
 
 
-def _invalid(spec: str) -> BadRequest:
+def _invalid(spec: str) -> BadDocument:
     """Say what dockerd says of a Binds entry that it cannot split."""
-    return BadRequest(f"invalid volume specification: '{spec}'")
+    return BadDocument(f"invalid volume specification: '{spec}'")

@@ -123,7 +123,7 @@ def fold(key: str) -> str:
 
 
 def parse(body: bytes, schema: Schema = DATA) -> dict[str, object]:
-    """Read a request document: exactly one JSON object, or nothing, which is an empty one to the daemon.
+    """Read a request document: exactly one JSON object, or null or nothing, which are empty ones to the daemon.
 
     :param body: the whole body, bytes as they came; as large as ``[limits] document`` lets it be.
     :param schema: when given, :func:`canonical` is applied with it.
@@ -132,6 +132,8 @@ def parse(body: bytes, schema: Schema = DATA) -> dict[str, object]:
     if not body.strip(b" \t\r\n"):
         return {}
     document = _load(body, _unique)
+    if document is None:
+        return {}
     if not isinstance(document, dict):
         raise BadRequest("the request document is not a JSON object")
     _check_depth(document)

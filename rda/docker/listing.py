@@ -127,6 +127,8 @@ def _spans(values: Sequence[str]) -> tuple[tuple[int, int, str], ...]:
         found = _PORTS.fullmatch(value)
         if not found:
             raise ValueError("not a port")
-        first = int(found[1])
-        spans.append((first, int(found[2] or first), found[3] or "tcp"))
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last < first:
+            raise ValueError("not a range of ports")
+        spans.append((first, last, found[3] or "tcp"))
     return tuple(spans)

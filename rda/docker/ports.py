@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from rda.docker.document import objects
-from rda.errors import BadRequest
+from rda.errors import BadDocument, BadRequest
 
 __all__ = [
     "PROTOCOLS",
@@ -137,9 +137,9 @@ def port_key(key: str) -> tuple[int, str]:
     number, slash, protocol = key.partition("/")
     protocol = protocol.lower() if slash and protocol else "tcp"
     if not re.fullmatch("[0-9]{1,5}", number) or not 0 < int(number) < 65536:
-        raise BadRequest(f'invalid port specification: "{number}"')
+        raise BadDocument(f'invalid port specification: "{number}"')
     if protocol not in PROTOCOLS:
-        raise BadRequest(f"invalid proto: {protocol}")
+        raise BadDocument(f"invalid proto: {protocol}")
     return int(number), protocol
 
 
@@ -151,7 +151,7 @@ def port_range(text: str) -> tuple[int, int]:
     found = re.fullmatch("([0-9]{1,5})(?:-([0-9]{1,5}))?", text)
     first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
     if not first <= last < 65536:
-        raise BadRequest(f'invalid port specification: "{text}"')
+        raise BadDocument(f'invalid port specification: "{text}"')
     return first, last
 
 

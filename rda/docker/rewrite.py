@@ -407,6 +407,8 @@ def inward_inspect(document: Mapping[str, object], mine: Mine, local: Listeners 
         result["HostConfig"] = restore_host_config(host_config, request)
     if isinstance(result.get("Mounts"), list):
         result["Mounts"] = [_with_shown_source(mount, request) for mount in _list(result["Mounts"])]
+    if isinstance(state := result.get("State"), dict) and isinstance(error := state.get("Error"), str):
+        result["State"] = {**state, "Error": inward_message(error, request.shown)}
     settings = result.get("NetworkSettings")
     if isinstance(settings, dict) and isinstance(settings.get("Ports"), dict):
         ports = {key: _bindings_shown(key, entries, local or {}) for key, entries in settings["Ports"].items()}

@@ -150,14 +150,14 @@ _STREAM, _DOCUMENT = RequestBody.STREAM, RequestBody.DOCUMENT
 
 #: Order matters where two patterns match one path: the first does, as in the daemon's router.
 ROUTES: tuple[Route, ...] = (
-    # Containers. create is rewritten; start and restart wait for ports and mounts; the others that end a container
-    # or move its ports are held until the forwards have followed.
+    # Containers. create is rewritten; start and restart wait for ports and mounts, and their errors name remote paths;
+    # the others that end a container or move its ports are held until the forwards have followed.
     Route("container create", b"POST", "/containers/create", _DOCUMENT, Answer.DOCUMENT, asks=True),
     Route("container prune", b"POST", "/containers/prune", answer=Answer.HELD),
     Route("container list", b"GET", "/containers/json", answer=Answer.DOCUMENT, asks=True),
     Route("container inspect", b"GET", "/containers/{ref}/json", answer=Answer.DOCUMENT),
-    Route("container start", b"POST", "/containers/{ref}/start", answer=Answer.HELD, asks=True),
-    Route("container restart", b"POST", "/containers/{ref}/restart", answer=Answer.HELD, asks=True),
+    Route("container start", b"POST", "/containers/{ref}/start", answer=Answer.DOCUMENT, asks=True),
+    Route("container restart", b"POST", "/containers/{ref}/restart", answer=Answer.DOCUMENT, asks=True),
     Route("container stop", b"POST", "/containers/{ref}/stop", answer=Answer.HELD),
     Route("container kill", b"POST", "/containers/{ref}/kill", answer=Answer.HELD),
     Route("container rename", b"POST", "/containers/{ref}/rename", answer=Answer.HELD),

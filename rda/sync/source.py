@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
-from rda.errors import BadRequest
+from rda.errors import BadDocument, BadRequest
 from rda.sync.manifest import peek
 from rda.sync.tree import Kind
 
@@ -26,7 +26,8 @@ def kind_of(source: str, kind_hint: str | None, create_missing: bool, manifest: 
         if known in _KINDS and not create_missing:  # its remote copy still is what it was
             return _KINDS[known]
         if not create_missing or os.path.islink(source):
-            raise BadRequest(f"bind source path does not exist: {source}") from error
+            message = f'invalid mount config for type "bind": bind source path does not exist: {source}'
+            raise BadDocument(message) from error
         try:
             _create(source, kind_hint)
         except OSError as reason:
