@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import ILogObserver, LogEvent, LogLevel, eventAsText
+from twisted.logger import ILogObserver, LogEvent, LogLevel
 from twisted.web.iweb import IRequest
 from zope.interface import implementer
 
+from rda.json_log import described
 from rda.pages.document import SCHEMA_VERSION, serialise
 from rda.pages.live import Stream, Streams
 from rda.pages.resource import OwnResource
@@ -36,17 +37,11 @@ class RecentLog:
 
     def __call__(self, event: LogEvent) -> None:
         """Take one event; debugging is left out."""
-        level = event.get("log_level") or LogLevel.info
-        if level is LogLevel.debug:
+        if event.get("log_level") is LogLevel.debug:
             return
-        text = eventAsText(event, includeTimestamp=False, includeSystem=False)
-        line = {
-            "number": self.count,
-            "time": event.get("log_time", 0.0),
-            "level": level.name,
-            "where": str(event.get("log_namespace") or event.get("log_system") or "-"),
-            "text": text if len(text) <= LONGEST_LINE else text[:LONGEST_LINE] + " …",
-        }
+        line = {"number": self.count, "time": event.get("log_time", 0.0), **described(event)}
+        if len(line["text"]) > LONGEST_LINE:
+            line["text"] = line["text"][:LONGEST_LINE] + " …"
         self.count += 1
         self._lines.append(line)
         for listener in list(self.listeners):
