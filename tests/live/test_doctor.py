@@ -108,7 +108,7 @@ class Doctor(LiveTestCase):
                 self.host.run(*then, check=False)
             return self.examine(sync_root="/mnt/ro/mirrors")
         finally:
-            self.host.run("umount", "/mnt/ro")
+            self.host.run("umount", "--lazy", "/mnt/ro")  # what the doctor ran there may not have ended
 
     def altering(self) -> Setups:
         """Those that change the host itself."""
