@@ -475,7 +475,6 @@ def agent(arguments: dict[str, Any]) -> None:
         if command == "connect":
             link.startService()
             mirrors.startService()
-            await link.when_connected()
             await link.files()
         elif command == "flush":
             place = await mirrors.place(subject)

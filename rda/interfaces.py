@@ -111,9 +111,6 @@ class IRemoteHost(Interface):
 
     connected = Attribute("Whether the link is up at the moment.")
 
-    def when_connected() -> Deferred[None]:
-        """Fire when the link is up (at once if it is); fail if it can only come back by a person's action."""
-
 
 class IRemoteListener(Interface):
     """A socket of the remote host that is listened on."""

@@ -269,9 +269,6 @@ class DirectoryHost:
 
     socket = tcp = docker
 
-    def when_connected(self) -> Deferred[None]:
-        return succeed(None)
-
 
 def at_once(function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
     """Instead of a thread: now."""
@@ -445,9 +442,6 @@ class LocalHost:
         raise NotImplementedError
 
     socket = tcp = docker
-
-    def when_connected(self) -> Deferred[None]:
-        return succeed(None)
 
     def stop(self) -> None:
         if self._files is not None:

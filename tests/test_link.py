@@ -21,7 +21,7 @@ class LifeTests(LinkCase):
     def test_connects(self) -> None:
         """A started link connects, and its status says to whom and how."""
         self.start()
-        self.successResultOf(self.link.when_connected())
+        self.assertTrue(self.link.connected)
         status = self.link.status()
         self.assertEqual((status.remote, status.state, status.connects), ("tester@host:22", "connected", 1))
         self.assertTrue(status.cipher)
@@ -123,7 +123,7 @@ class LifeTests(LinkCase):
         """A stop in the middle of an attempt ends the attempt."""
         self.network.state = "silent"
         self.start()
-        waiting = self.link.when_connected()
+        waiting = self.connect(self.link.docker())
         self.successResultOf(self.link.stopService())
         self.failureResultOf(waiting, LinkDown)
 
@@ -140,12 +140,13 @@ class LifeTests(LinkCase):
     def test_an_observer_that_fails(self) -> None:
         """One observer's defect is logged, and the others are told."""
         told: list[LinkStatus] = []
-        self.link.add_observer(lambda status: 1 / 0)  # type: ignore[arg-type,return-value]
+        defective: Callable[[LinkStatus], object] = lambda status: 1 / 0  # noqa: E731
+        self.link.add_observer(defective)
         self.link.add_observer(told.append)
         self.start()
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
         self.assertEqual(told, self.seen)
-        self.link._observers.clear()
+        self.link.remove_observer(defective)
 
     def test_fifty_cuts(self) -> None:
         """However often the wire is cut, the link comes back, and keeps nothing of what was."""
@@ -180,7 +181,7 @@ class WaitingTests(LinkCase):
     def test_asked_before_the_start(self) -> None:
         """Requests that come before the link is started wait for that too, of every kind."""
         self.remote.commands[b"cat"] = Factory.forProtocol(Echo)
-        asked = [self.connect(self.link.docker()), self.connect(self.link.command(b"cat")), self.link.when_connected()]
+        asked = [self.connect(self.link.docker()), self.connect(self.link.command(b"cat"))]
         self.network.settle()
         self.assertEqual(self.network.attempts, 0)
         self.start()
@@ -198,17 +199,6 @@ class WaitingTests(LinkCase):
         error = self.failureResultOf(connecting, LinkDown).value
         self.assertEqual((error.status, error.permanent), (503, False))
         self.assertIn("cannot be reached", str(error))
-
-    def test_when_connected_waits_for_ever(self) -> None:
-        """when_connected() has no time limit."""
-        self.network.state = "refused"
-        self.start()
-        waiting = self.link.when_connected()
-        self.network.advance(120)
-        self.assertNoResult(waiting)
-        self.network.state = "up"
-        self.network.advance(30)
-        self.successResultOf(waiting)
 
     def test_opened_again_when_the_connection_dies_first(self) -> None:
         """A channel whose connection dies before it is open is opened on the next one."""
@@ -250,16 +240,14 @@ class PermanentTests(LinkCase):
         attempts = self.network.attempts
         self.network.advance(120)
         self.assertEqual(self.network.attempts, attempts)
-        self.failureResultOf(self.link.when_connected(), kind)
         self.assertEqual(self.link.status().reason, str(error))
         return str(error)
 
     def test_changed_host_key(self) -> None:
         """A changed host key stops the retries and fails requests at once, until a person has acted."""
         self.known_hosts.write_bytes(b"host " + public_line(private("ed25519", 1)))
-        waiting = self.link.when_connected
+        waited = self.connect(self.link.docker())
         self.link.startService()
-        waited = waiting()
         self.network.settle()
         self.failureResultOf(waited, HostKeyRefused)
         self.assertIn("HAS CHANGED", self.assert_failed(HostKeyRefused))

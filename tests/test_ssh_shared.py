@@ -63,7 +63,7 @@ class SharedTests(SharedCase):
         first, second = self.started(), self.started(OTHER)
         self.assertEqual((self.made, self.network.attempts), (["host"], 1))
         for share in (first, second):
-            self.successResultOf(share.when_connected())
+            self.assertTrue(share.connected)
             self.assertEqual(share.status().state, "connected")
             self.connected(share.docker())
         self.assertIs(first.link, second.link)
@@ -113,7 +113,7 @@ class SharedTests(SharedCase):
         self.stopped(first)
         for endpoint in endpoints:
             self.failureResultOf(self.connect(endpoint), LinkDown)
-        for asked in (first.files(), first.when_connected(), first.listen("/s", Factory())):
+        for asked in (first.files(), first.listen("/s", Factory())):
             self.failureResultOf(asked, LinkDown)
 
     def test_no_spares_for_nobody(self) -> None:
@@ -133,7 +133,7 @@ class SharedTests(SharedCase):
         self.stopped(first)
         first.startService()
         self.network.settle()
-        self.successResultOf(first.when_connected())
+        self.assertTrue(first.connected)
         self.connected(first.docker())
 
     def test_observers(self) -> None:

@@ -134,7 +134,7 @@ class Line(Service):
         self._on_demand = on_demand
         self._backoff = backoff or Backoff()
         self._client: ClientService | None = None
-        self._waiting: dict[Deferred[ClientTransport], IDelayedCall | None] = {}
+        self._waiting: dict[Deferred[ClientTransport], IDelayedCall] = {}
         self._failure: RdaError | None = None
         self._failed_at = 0.0
         self._connected_at = 0.0
@@ -189,22 +189,22 @@ class Line(Service):
         self._become("stopped")
         return closed
 
-    def session(self, limit: float | None = WAIT_FOR_LINK) -> Deferred[ClientTransport]:
+    def session(self, limit: float = WAIT_FOR_LINK) -> Deferred[ClientTransport]:
         """The connection, as soon as there is one.
 
-        :param limit: seconds to wait, None for as long as it takes.
+        :param limit: seconds to wait.
         :returns: fails with the reason: at once when only a person can bring it back, else when the time is up.
         """
         if self.transport is not None:
             return succeed(self.transport)
         if self.ended:
             return fail(LinkDown("rda is not connected to the remote host: it is stopping."))
-        if self._failure is not None and not self._on_demand and (limit is None or not self._may_be_mended):
+        if self._failure is not None and not self._on_demand and not self._may_be_mended:
             return fail(self._failure)
         if len(self._waiting) >= MAX_WAITING:
             return fail(LinkDown(f"More than {MAX_WAITING} requests wait for the connection. {self.reason}".strip()))
         waiting: Deferred[ClientTransport] = Deferred(self._forget)
-        self._waiting[waiting] = None if limit is None else self._clock.callLater(limit, self._tired, waiting, limit)
+        self._waiting[waiting] = self._clock.callLater(limit, self._tired, waiting, limit)
         if self.running and self._client is None:
             self._failure = None
             self._connect()

@@ -38,6 +38,7 @@ from rda.ssh.identities import AskPassphrase, KeyStore
 from rda.ssh.keepalive import Opened
 from rda.ssh.line import WAIT_FOR_LINK, Backoff, Line
 from rda.ssh.network_watch import NetworkWatch
+from rda.ssh.observers import LinkObserver, LinkObservers
 from rda.ssh.sessions import MAX_SESSIONS, SessionConnection, SessionPool
 from rda.ssh.sftp import SFTPFiles
 from rda.ssh.ssh_config import resolve
@@ -110,7 +111,7 @@ class Link(Service):
             reactor, self._store, self._environ, wall_clock, tuple(remote.host_keys), remote.permits, direct
         )
         self._label = remote.target
-        self._observers: list[Callable[[LinkStatus], None]] = []
+        self._observers = LinkObservers()
         self._main = Line(reactor, self._open, wall_clock, self._changed, backoff=backoff())
         self._bulk, *extra = (
             Line(reactor, self._open_another, wall_clock, self._wake, on_demand=True, backoff=backoff())
@@ -190,10 +191,6 @@ class Link(Service):
     def connected(self) -> bool:
         """Whether the main line is up."""
         return self._main.transport is not None
-
-    def when_connected(self) -> Deferred[None]:
-        """Fire when the main line is up; fail when only a person can bring it back."""
-        return self._main.session(limit=None).addCallback(lambda _: None)
 
     async def _open_files(self) -> SFTPFiles:
         factory = Factory.forProtocol(SFTPFiles)
@@ -303,11 +300,11 @@ class Link(Service):
             (one.session_limit for one in connections if isinstance(one, SessionConnection)), default=MAX_SESSIONS
         )
 
-    def add_observer(self, observer: Callable[[LinkStatus], None]) -> None:
+    def add_observer(self, observer: LinkObserver) -> None:
         """Have ``observer`` called with the status whenever the main line's state changes."""
-        self._observers.append(observer)
+        self._observers.add(observer)
 
-    def remove_observer(self, observer: Callable[[LinkStatus], None]) -> None:
+    def remove_observer(self, observer: LinkObserver) -> None:
         """Undo :meth:`add_observer`."""
         self._observers.remove(observer)
 
@@ -320,12 +317,7 @@ class Link(Service):
             for socket in list(self._dockers.values()):
                 socket.link_up()
         self._wake()
-        status = self.status()
-        for observer in list(self._observers):
-            try:
-                observer(status)
-            except Exception:
-                self._log.failure("an observer of the link failed")
+        self._observers.tell(self.status())
 
     def _wake(self) -> None:
         self._docker_pool.wake_all()

@@ -22,6 +22,7 @@ from rda.errors import LinkDown
 from rda.interfaces import IRemoteFiles, IRemoteHost, IRemoteListener
 from rda.ssh.docker_socket import parse_docker
 from rda.ssh.link import Link
+from rda.ssh.observers import LinkObserver, LinkObservers
 from rda.status import LinkStatus
 
 __all__ = ["Links", "SharedLink"]
@@ -77,7 +78,7 @@ class SharedLink(Service):
         self._shared = shared
         self._docker = docker
         self._ended = False
-        self._observers: list[Callable[[LinkStatus], None]] = []
+        self._observers = LinkObservers()
         self.link = shared.link
 
     # -- IRemoteHost, until this share is stopped
@@ -110,10 +111,6 @@ class SharedLink(Service):
     def connected(self) -> bool:
         """Whether the link is up, and this share not stopped."""
         return not self._ended and self.link.connected
-
-    def when_connected(self) -> Deferred[None]:
-        """See :meth:`rda.ssh.link.Link.when_connected`."""
-        return self.unless_ended(self.link.when_connected)
 
     def unless_ended(self, ask: Callable[[], Deferred[T]]) -> Deferred[T]:
         """Ask the link; after the end of this share nothing goes over it, though others may use it still."""
@@ -166,17 +163,12 @@ class SharedLink(Service):
 
     # -- telling
 
-    def add_observer(self, observer: Callable[[LinkStatus], None]) -> None:
+    def add_observer(self, observer: LinkObserver) -> None:
         """Have ``observer`` called with the status whenever the state changes."""
-        self._observers.append(observer)
+        self._observers.add(observer)
 
     def _changed(self, _: LinkStatus) -> None:
-        status = self.status()
-        for observer in list(self._observers):
-            try:
-                observer(status)
-            except Exception:
-                self._log.failure("an observer of the link failed")
+        self._observers.tell(self.status())
 
     def status(self) -> LinkStatus:
         """What the link is doing, as far as this share is concerned."""

@@ -150,12 +150,11 @@ class SshCase(TestCase):
         return link
 
     async def logs_in(self, link: Link) -> None:
-        await link.when_connected()
         collected = await link.command(b"id -un").connect(Factory.forProtocol(Collect))
         self.assertEqual(await collected.done, self.host.user.encode() + b"\n")
 
     async def refused(self, link: Link, kind: type[LoginFailed] = LoginFailed) -> str:
-        error = await self.assertFailure(link.when_connected(), kind)
+        error = await self.assertFailure(link.tcp("127.0.0.1", PLAIN).connect(Factory.forProtocol(Collect)), kind)
         self.assertEqual(link.status().state, "failed")
         return str(error)
 
