@@ -26,7 +26,7 @@ from zope.interface.verify import verifyObject
 from rda.errors import ChannelRefused, CommandFailed, LinkDown
 from rda.ssh.channels import MAX_LISTENERS, command, direct_tcp, streamlocal, subsystem
 from rda.ssh.command_channel import STDERR_TAIL
-from rda.ssh.stream import MIN_WINDOW
+from rda.ssh.opening import MIN_WINDOW
 from rda.ssh.transport import ClientTransport
 from tests.channel_case import ChannelCase, Client, HalfClient, HalfScript, Producer, Script
 from tests.ssh_server import SERVER_WINDOW, ServerChannel, TrustAll, password_login

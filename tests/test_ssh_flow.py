@@ -12,7 +12,7 @@ from twisted.internet.error import (
 from twisted.internet.protocol import Factory
 
 from rda.ssh.channels import MAX_WINDOW, Connection, streamlocal
-from rda.ssh.stream import LOCAL_PACKET, MIN_WINDOW
+from rda.ssh.opening import LOCAL_PACKET, MIN_WINDOW
 from tests.channel_case import ChannelCase, Client, HalfClient, Producer, Script
 from tests.ssh_server import SERVER_WINDOW, SshInMemory
 

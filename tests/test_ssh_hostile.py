@@ -13,7 +13,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from rda.errors import LinkDown
 from rda.ssh import channels, packet_transport
 from rda.ssh.channels import streamlocal
-from rda.ssh.stream import LOCAL_PACKET, MAX_TEXT, MIN_WINDOW, peer_text
+from rda.ssh.opening import LOCAL_PACKET, MIN_WINDOW
+from rda.ssh.peer_text import MAX_TEXT, peer_text
 from tests.channel_case import Client, Script
 from tests.ssh_server import Remote, SshInMemory
 

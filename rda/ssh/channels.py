@@ -27,7 +27,8 @@ from zope.interface import implementer
 from rda.errors import ChannelRefused, LinkDown
 from rda.interfaces import IRemoteListener
 from rda.ssh.command_channel import CommandChannel
-from rda.ssh.stream import StreamChannel, peer_text
+from rda.ssh.peer_text import peer_text
+from rda.ssh.stream import StreamChannel
 
 if TYPE_CHECKING:
     from rda.ssh.transport import ClientTransport

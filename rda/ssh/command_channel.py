@@ -9,7 +9,8 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
 from rda.errors import CommandFailed
-from rda.ssh.stream import StreamChannel, peer_text
+from rda.ssh.peer_text import peer_text
+from rda.ssh.stream import StreamChannel
 
 __all__ = ["CommandChannel"]
 

@@ -34,7 +34,7 @@ from rda.sockets import READ_SIZE, receive_into, send_now
 from rda.ssh.channels import MSG_CHANNEL_DATA, Connection
 from rda.ssh.options import Options
 from rda.ssh.packets import MAX_RUN_PIECE, MalformedPacket, PacketReader, PacketWriter
-from rda.ssh.stream import MAX_TEXT, peer_text
+from rda.ssh.peer_text import MAX_TEXT, peer_text
 from rda.ssh.version import BadVersion, VersionReader
 
 __all__ = ["PacketTransport", "ProtocolError"]

@@ -19,18 +19,14 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from twisted.conch.ssh import connection as conch
-from twisted.conch.ssh.address import SSHTransportAddress
-from twisted.conch.ssh.channel import SSHChannel
-from twisted.conch.ssh.common import NS
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ConnectingCancelledError, ConnectionAborted, ConnectionLost
+from twisted.internet.error import ConnectionAborted, ConnectionLost
 from twisted.internet.interfaces import (
     IAddress,
     IConsumer,
     IHalfCloseableProtocol,
     IProtocol,
     IPushProducer,
-    IReactorTime,
     ITransport,
 )
 from twisted.internet.protocol import connectionDone
@@ -40,18 +36,12 @@ from zope.interface import implementer
 
 from rda.errors import ChannelRefused
 from rda.interfaces import IRoomy, ITakesViews
+from rda.ssh.opening import LOCAL_PACKET, OpeningChannel
 
 if TYPE_CHECKING:
     from rda.ssh.channels import Connection
 
-__all__ = ["MAX_TEXT", "MIN_WINDOW", "StreamChannel", "peer_text"]
-
-#: Bytes that the peer may send on one channel before we have taken any: what a channel starts with. OpenSSH's own
-#: window is as large. It carries 100 MB/s at 20 ms, and costs nothing while the reader keeps up.
-MIN_WINDOW = 2 << 20
-
-#: The largest packet asked for, in bytes, OpenSSH's own. The peer may not send more at once.
-LOCAL_PACKET = 32 * 1024
+__all__ = ["StreamChannel"]
 
 #: The window is refilled when the reader has taken this part of it: often enough that the peer never waits. A near peer
 #: does not wait for half of the window either, and each refill wakes it up.
@@ -63,18 +53,8 @@ NEAR_SECONDS = 0.001
 #: The most bytes handed to a protocol at once when a pause ends.
 DELIVERY_SIZE = 256 * 1024
 
-#: The most characters of a peer's text that are shown.
-MAX_TEXT = 300
-
 _UINT32 = struct.Struct(">L")
 _UINT32_X2 = struct.Struct(">2L")
-
-_REFUSALS = {
-    conch.OPEN_ADMINISTRATIVELY_PROHIBITED: "the SSH server does not allow it",
-    conch.OPEN_CONNECT_FAILED: "the SSH server could not connect to it",
-    conch.OPEN_UNKNOWN_CHANNEL_TYPE: "the SSH server does not know this kind of channel",
-    conch.OPEN_RESOURCE_SHORTAGE: "the SSH server has no room for another channel",
-}
 
 
 Buffer = bytes | bytearray | memoryview
@@ -89,30 +69,15 @@ def _lasting(data: Buffer) -> memoryview:
     return view if isinstance(view.obj, bytes) else memoryview(bytes(view))
 
 
-def peer_text(data: bytes, limit: int = MAX_TEXT) -> str:
-    """A peer's text as people may see it: in one line, not too long, and with nothing that a terminal would obey."""
-    text = data[:limit].decode("utf-8", "replace")
-    return "".join(c if c.isprintable() else " " for c in text).strip()
-
-
 @implementer(ITransport, IConsumer, IPushProducer, IRoomy)
-class StreamChannel(SSHChannel):
-    """One channel, as the transport of a protocol.
+class StreamChannel(OpeningChannel):
+    """One channel, as the transport of a protocol; parameters as for :class:`OpeningChannel`.
 
-    :param kind: the channel type of RFC 4254.
-    :param what: what is at the other end, for messages: "the socket /var/run/docker.sock".
-    :param address: what :meth:`getPeer` says.
-    :param request: for session channels, the request that starts the command: its name and its data.
-    :param hint: what may be wrong when the server refuses, and what to do.
-    :ivar opened: fires with this channel when it is ready to be used.
-    :ivar open: the server has confirmed the channel.
-    :ivar local_id: our number of it.
-    :ivar remote_id: the server's number of it.
     :ivar disconnecting: :meth:`loseConnection` was called.
     :cvar awaits_exit: the end of both directions is not the end yet: an exit status is to come.
     """
 
-    conn: Connection
+    opened: Deferred[StreamChannel]
     awaits_exit = False
     _log = Logger()
 
@@ -124,23 +89,10 @@ class StreamChannel(SSHChannel):
         request: tuple[bytes, bytes] | None = None,
         hint: str = "",
     ) -> None:
-        super().__init__(localWindow=MIN_WINDOW, localMaxPacket=LOCAL_PACKET)
-        self.name = kind
-        self.what = what
-        self.opened: Deferred[StreamChannel] = Deferred(self._cancelled)
-        self.open = False
-        self.local_id = -1
-        self.remote_id = -1
+        super().__init__(kind, what, address, request, hint)
         self.disconnecting = False
-        self._address = address
-        self._request = request
-        self._hint = hint
-        self._asked = 0.0
         self._protocol: IProtocol | None = None
         self._takes_views = False
-        self._in_message = False  # what room() gave is a message
-        self._lost = False  # connectionLost was called, or there is nobody to call
-        self._abandoned = False
         # from the peer
         self._paused = False
         self._gathered: list[memoryview] = []
@@ -153,6 +105,7 @@ class StreamChannel(SSHChannel):
         self._eof_told = False
         self._close_reason: Failure | None = None  # what connectionLost says once everything is delivered
         # to the peer
+        self._in_message = False  # what room() gave is a message
         self._outgoing: deque[memoryview] = deque()
         self._producer: Any = None  # an IPushProducer, or an IPullProducer when not _streaming
         self._streaming = True
@@ -161,82 +114,22 @@ class StreamChannel(SSHChannel):
         self._eof_wanted = False
         self._eof_sent = False
 
-    # -- opening
-
     def connect(self, connection: Connection, extra: bytes) -> Deferred[StreamChannel]:
         """Open the channel; :attr:`opened` is returned."""
         self._asked = connection.transport.clock.seconds()
         connection.open(self, extra)
         return self.opened
 
-    def confirmed(self, remote: int, window: int, size: int) -> None:
-        """The server opened the channel: use it, or ask for the command first."""
-        self._opened_as(remote, window, size)
-        self.conn.note_round_trip(self._round_start - self._asked)
-        if self._abandoned:
-            self._send_close()
-            return
+    def _take_data(self) -> None:
         self.conn.sinks[self.local_id] = self
-        if self._request is None:
-            self.opened.callback(self)
-            return
-        name, data = self._request
-        message = _UINT32.pack(remote) + NS(name) + b"\1" + data
-        self.conn.transport.sendPacket(conch.MSG_CHANNEL_REQUEST, message)
-
-    def accepted(self, remote: int, window: int, size: int) -> None:
-        """We accept a channel that the server opens; parameters as in :meth:`confirmed`."""
-        self._opened_as(remote, window, size)
-        self.conn.sinks[self.local_id] = self
-        self.opened.callback(self)
 
     def _opened_as(self, remote: int, window: int, size: int) -> None:
-        self.open = True
-        self.remote_id = remote
-        self.remoteWindowLeft = window
-        self.remoteMaxPacket = size
-        self._round_start = self._clock.seconds()
-
-    def request_answered(self, done: bool) -> None:
-        """The server has started the command, or refuses it."""
-        if self._request is None:
-            raise ValueError("an answer to a request that was not made")
-        self._request = None
-        if self._abandoned:
-            return
-        if done:
-            self.opened.callback(self)
-            return
-        self._abandon()
-        self.opened.errback(ChannelRefused(self._refusal("the SSH server refuses to start it", ""), 0))
-
-    def refused(self, code: int, text: str) -> None:
-        """The server did not open the channel."""
-        self._lost = True
-        if not self._abandoned:
-            reason = _REFUSALS.get(code, f"the SSH server refuses it with code {code}")
-            self.opened.errback(ChannelRefused(self._refusal(reason, text), code))
-
-    def _refusal(self, reason: str, text: str) -> str:
-        said = f' (it says "{text}")' if text else ""
-        return f"Cannot open {self.what}: {reason}{said}.{self._hint and ' ' + self._hint}"
-
-    def _cancelled(self, opened: Deferred[StreamChannel]) -> None:
-        self._abandon()
-        opened.errback(ConnectingCancelledError(self.getPeer()))
+        super()._opened_as(remote, window, size)
+        self._round_start = self._opened_at
 
     def _abandon(self) -> None:
-        """Nobody wants the channel any more, and no protocol was told of it: close it as soon as that is possible."""
-        self._abandoned = True
-        self._lost = True
         self._incoming.clear()
-        if self.open:
-            self._send_close()
-
-    @property
-    def given_up(self) -> bool:
-        """Nobody here needs the channel any more; the server has yet to say that it is closed."""
-        return self._abandoned or bool(self.localClosed)
+        super()._abandon()
 
     def attach(self, protocol: IProtocol) -> None:
         """Make this the transport of a protocol; what came before is delivered in the next turn of the reactor."""
@@ -606,27 +499,3 @@ class StreamChannel(SSHChannel):
         """Both directions have ended: nothing can happen any more. (A command still has its exit status to tell.)"""
         if self._eof_sent and self._eof_told and not self.awaits_exit and not self.localClosed:
             self._send_close()
-
-    def _send_close(self) -> None:
-        self.localClosed = True
-        self.conn.transport.send_soon(conch.MSG_CHANNEL_CLOSE, _UINT32.pack(self.remote_id))
-
-    # -- the rest of ITransport
-
-    @property
-    def _clock(self) -> IReactorTime:
-        return self.conn.transport.clock
-
-    def getHost(self) -> IAddress:
-        """This end of the SSH connection."""
-        return SSHTransportAddress(self.conn.transport.transport.getHost())
-
-    def getPeer(self) -> IAddress:
-        """What the channel leads to."""
-        if self._address is not None:
-            return self._address
-        return SSHTransportAddress(self.conn.transport.transport.getPeer())
-
-    def logPrefix(self) -> str:
-        """For log lines about what happens on this channel."""
-        return self.what
