@@ -208,11 +208,19 @@ class ConnectionTests(ForwardsCase):
         self.assertEqual(self.forwards.status()[0].connections, 0)
 
     def test_nobody_listens(self) -> None:
-        """Where nobody listens behind the port, the connection is closed, as Docker's proxy does."""
+        """Where nobody listens behind the port, the connection is closed, as by Docker; the status says why."""
         self.up(WEB)
-        self.host.endpoint.failure = ChannelRefused("connect failed", 2)
+        self.host.endpoint.failure = ChannelRefused("AllowTcpForwarding may forbid it", 1)
         client = self.connect()
         self.assertTrue(client.closed_cleanly)
+        self.assertEqual(self.forwards.status()[0].reason, "AllowTcpForwarding may forbid it")
+        self.host.endpoint.failure = None
+        client = self.connect()
+        self.host.endpoint.peers[-1].transport.write(b"hello")
+        self.network.pump()
+        client.transport.abortConnection()
+        self.network.pump()
+        self.assertEqual(self.forwards.status()[0].reason, "")
         self.assertEqual(self.flushLoggedErrors(), [])
 
     def test_link_lost_while_connecting(self) -> None:

@@ -113,9 +113,11 @@ class Splice(Protocol):
     :param made: called with this once the connection is there.
     :param ended: called with this once, when the connection is over.
     :ivar bytes_in: from the client to the channel, so far; ``bytes_out``, the other way.
+    :ivar refusal: why the SSH server has not let it through, or "".
     """
 
     _log = Logger()
+    refusal = ""
 
     def __init__(
         self, clock: IReactorTime, made: Callable[[Splice], object], ended: Callable[[Splice], object]
@@ -305,6 +307,7 @@ class Splice(Protocol):
         if not failure.check(RdaError, CancelledError):
             self._log.failure("A forwarded connection could not be joined", failure)
         if failure.check(ChannelRefused):
+            self.refusal = failure.getErrorMessage()
             self.close()
         else:
             self._abort_near()

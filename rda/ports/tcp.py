@@ -86,6 +86,7 @@ class TCPForward:
         self.total = 0
         self._connections: set[Splice] = set()
         self.dropped = self._bytes_in = self._bytes_out = 0
+        self._refusal = ""  # of the latest connection that was not let through, until one is
 
     def listen_on(self, address: str, port: int) -> None:
         """Open a listener.
@@ -122,6 +123,7 @@ class TCPForward:
 
     def _over(self, connection: Splice) -> None:
         self._connections.discard(connection)
+        self._refusal = connection.refusal or ("" if connection.bytes_out else self._refusal)
         self._bytes_in += connection.bytes_in
         self._bytes_out += connection.bytes_out
 
@@ -169,4 +171,6 @@ class TCPForward:
     @property
     def problem(self) -> str:
         """What a person should know of it, or ""."""
+        if self._refusal:
+            return self._refusal
         return f"{self.dropped} connections were refused: too many at once" if self.dropped else ""
