@@ -98,6 +98,7 @@ class ContextAgent(Service):
         self.setName(context.name)
         self._reactor = reactor
         self.context = context
+        self._own_files = state_dir
         self._state_dir = state_dir / context.name
         self._lock = StateLock(self._state_dir)
         self._say = say
@@ -211,6 +212,7 @@ class ContextAgent(Service):
             self._reactor,
             settings=lambda source: settings.get(sources.rule(source).pattern, Settings(plain=plain)),
             mounted=lambda: Deferred.fromCoroutine(api.mounted_paths()),
+            own=str(self._own_files),
         )
 
     def _gate(self, containers: Containers, owner: str, sources: Sources) -> Gate | None:

@@ -49,7 +49,12 @@ def write(path: str, content: bytes = b"", mode: int = 0o644) -> None:
 
 
 class MirrorCase(SynchronousTestCase):
-    """A local directory, a remote host, and mirrors between them."""
+    """A local directory, a remote host, and mirrors between them.
+
+    :ivar own: rda's own state.
+    """
+
+    own = ""
 
     def settings(self, source: str) -> Settings:
         """How a source is mirrored."""
@@ -87,6 +92,7 @@ class MirrorCase(SynchronousTestCase):
             watcher,
             settings=self.settings,
             mounted=lambda: succeed(frozenset(self.mounted)),
+            own=self.own,
         )
         self.mirrors.startService()
         self.addCleanup(self.mirrors.stopService)

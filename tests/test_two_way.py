@@ -196,6 +196,46 @@ class HostileTests(ModeCase):
         self.assertFalse(os.path.exists(self.path("log")))
 
 
+class OwnStateTests(ModeCase):
+    """rda's own state is in what is mounted, as it is when that is a home directory."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.successResultOf(self.mirrors.stopService())
+        self.own = self.path("state/rda")
+        write(self.path("state/rda/owner"), b"identity")
+        write(self.path("state/other"), b"1")
+        self.start()
+        self.remote = self.place()
+        self.flush()
+
+    def test_is_not_sent(self) -> None:
+        """It is not sent, whatever an ignore file says; what is beside it is."""
+        write(self.path(".rdaignore"), b"!/state\n!/state/rda\n!**\n")
+        write(self.path("state/rda-2"), b"2")
+        self.flush()
+        self.assertEqual(set(contents(self.remote)), {b".rdaignore", b"state", b"state/other", b"state/rda-2"})
+
+    def test_is_not_written(self) -> None:
+        """What a container puts there stays there."""
+        self.write_there(".rdaignore", b"!/state/rda\n")
+        self.write_there("state/rda/owner", b"theirs")
+        self.write_there("state/rda/more", b"theirs")
+        for _ in range(3):
+            self.flush()
+        with open(self.path("state/rda/owner"), "rb") as file:
+            self.assertEqual(file.read(), b"identity")
+        self.assertEqual(os.listdir(self.own), ["owner"])
+
+    def test_cannot_be_the_source(self) -> None:
+        """Nor can it be mounted itself, or something in it."""
+        write(self.path("state/rda/default/containers"), b"= 1")
+        for source in (self.own, self.path("state/rda/default"), self.path("state/rda/owner")):
+            self.mirrors.place(source, alone=True)
+            failure = self.failureResultOf(self.mirrors.complete(source), SyncHalted)
+            self.assertIn("where rda keeps its own state", str(failure.value))
+
+
 class TwoWayTests(ModeCase):
     """What is made on the remote comes back."""
 

@@ -25,11 +25,13 @@ class Rules:
     :param base: the directory that holds the rules, relative to the root.
     :param lines: patterns, one each.
     :param above: the rules of the nearest directory above that has any.
+    :param never: a path that is left out whatever the patterns say, and that those below cannot bring back; b"": none.
     """
 
-    __slots__ = ("_above", "_base_length", "_patterns")
+    __slots__ = ("_above", "_base_length", "_never", "_patterns")
 
-    def __init__(self, base: bytes, lines: Iterable[str], above: Rules | None = None) -> None:
+    def __init__(self, base: bytes, lines: Iterable[str], above: Rules | None = None, never: bytes = b"") -> None:
+        self._never: bytes = never or (above._never if above is not None else b"")
         self._base_length = len(base) + 1 if base else 0
         self._patterns = _compiled(lines)
         self._above = above
@@ -39,7 +41,7 @@ class Rules:
 
         What is below an ignored directory is never asked about: as in git, it cannot be brought back.
         """
-        return self._decide(path, is_directory, 0)
+        return (path == self._never and bool(path)) or self._decide(path, is_directory, 0)
 
     def ignores_below(self, top: bytes, path: bytes) -> bool:
         """Whether ``path`` is left out, be it a file or a directory, by rules in ``top`` and below alone."""

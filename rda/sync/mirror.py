@@ -89,6 +89,7 @@ class Tools:
 
     :ivar reactor: the clock, and ``callFromThread`` for the watcher.
     :ivar in_thread: runs a blocking function in a thread and fires with its result.
+    :ivar own: the real path of rda's own state on this machine, see :class:`rda.sync.scan.Scanner`.
     :ivar watched: what is watched on the remote host.
     """
 
@@ -98,6 +99,7 @@ class Tools:
     watcher: Watcher
     bulk: Bulk
     look: RemoteLook
+    own: bytes = b""
     watched: set[RemoteWatch] = field(default_factory=set)
 
 
@@ -147,7 +149,7 @@ class Mirror:
         self._tools = tools
         self._clock = tools.reactor
         self._root = PlainRoot(os.fsencode(source)) if settings.plain else os.fsencode(source)
-        self._scanner = Scanner(self._root, kind, settings.ignore)
+        self._scanner = Scanner(self._root, kind, settings.ignore, tools.own)
         self._manifest: Manifest | None = None
         self._session = Session(tools.host, base, kind, self._root, tools.in_thread, self._clock.seconds)
         # What the next pass has to look at, and who waits for it.

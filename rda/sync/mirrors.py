@@ -76,6 +76,7 @@ class Mirrors(Service):
     :param in_thread: runs a blocking function in a thread; the reactor's own pool unless a test says otherwise.
     :param settings: tells how a source is mirrored.
     :param mounted: tells which paths of the remote host anything there has mounted, for :meth:`unused`.
+    :param own: rda's own state on this machine, which is never mirrored; "": there is none.
     """
 
     _log = Logger()
@@ -91,6 +92,7 @@ class Mirrors(Service):
         watcher: Watcher | None = None,
         settings: Callable[[str], Settings] = lambda source: Settings(),
         mounted: Mounted = lambda: succeed(frozenset()),
+        own: str = "",
     ) -> None:
         self._host = host
         self._manifests = os.path.join(state_dir, "mirrors")
@@ -99,7 +101,13 @@ class Mirrors(Service):
         in_thread = in_thread or threads_of(reactor)
         self._bulk = Bulk(host, in_thread)
         self._tools = Tools(
-            host, reactor, in_thread, watcher or Watcher(reactor), self._bulk, RemoteLook(host, in_thread)
+            host,
+            reactor,
+            in_thread,
+            watcher or Watcher(reactor),
+            self._bulk,
+            RemoteLook(host, in_thread),
+            os.fsencode(os.path.realpath(own)) if own else b"",
         )
         self._settings = settings
         self._mirrors: dict[str, Mirror] = {}

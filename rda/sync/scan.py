@@ -57,13 +57,17 @@ class Scanner:
         mount's source). Links below it are never followed.
     :param kind: whether the root has to be a directory or a file.
     :param rules: patterns of the configuration for this mount.
+    :param own: the real path of rda's own state on this machine, which is never mirrored: each pass changes it, and it
+        says what is ours. b"": there is none.
     """
 
-    def __init__(self, root: bytes, kind: Kind, rules: Iterable[str] = ()) -> None:
+    def __init__(self, root: bytes, kind: Kind, rules: Iterable[str] = (), own: bytes = b"") -> None:
         self.root = root
         self._kind = kind
-        lines = tuple(rules)
-        self._rules = Rules(b"", lines) if lines else None
+        self._lines = tuple(rules)
+        self._own = own
+        self._own_inside = b""
+        self._rules = Rules(b"", self._lines) if self._lines else None
         self._device: int | None = None
 
     def whole(self, known: Mapping[bytes, Entry]) -> Snapshot:
@@ -117,6 +121,7 @@ class Scanner:
             found = inside.status(self.root)
         except OSError as error:
             raise RootProblem(f"{name} is not there: {error.strerror}") from error
+        self._leave_out_own(name)
         right = stat.S_ISREG if self._kind == Kind.FILE else stat.S_ISDIR
         if not right(found.st_mode):
             what = "file" if self._kind == Kind.FILE else "directory"
@@ -127,6 +132,23 @@ class Scanner:
             if self._device != found.st_dev:
                 raise RootProblem(f"{name} is on another file system than before: something was mounted or unmounted")
         return found
+
+    def _leave_out_own(self, name: str) -> None:
+        if not self._own:
+            return
+        real = os.path.realpath(self.root)
+        if (self._own + b"/").startswith(real.rstrip(b"/") + b"/"):
+            inside_root = self._own[len(real.rstrip(b"/")) + 1 :]
+            if not inside_root:
+                raise RootProblem(f"{name} is where rda keeps its own state, which is not mirrored")
+        elif real.startswith(self._own + b"/"):
+            raise RootProblem(f"{name} is in the directory where rda keeps its own state, which is not mirrored")
+        else:
+            inside_root = b""
+        if inside_root != self._own_inside:
+            self._own_inside = inside_root
+            needed = bool(self._lines or inside_root)
+            self._rules = Rules(b"", self._lines, never=inside_root) if needed else None
 
     def accept_device(self) -> None:
         """Take the file system that the root is on now as the right one: a person said so."""
