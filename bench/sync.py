@@ -12,8 +12,10 @@ both sides are compared. Medians of the rounds are shown, and the ratio to rsync
 
 With each transfer goes the processor time used here and on the remote (there by sshd and what it starts, as /proc
 tells it), and for each tree the largest resident size of any process here. On a machine that is busy with other things
-processor time says more than seconds do. A transfer that takes longer than ``--patience`` is given up, and so is this
-contender with this tree.
+processor time says more than seconds do; the load is told. So that a run with everything ends in less than half an
+hour, a transfer that takes several times as long as rsync's, or longer than ``--patience``, is given up, and so is this
+contender with this tree; one that is far behind takes part in the first round only; and there are fewer rounds over
+longer ways.
 
 rda runs as it does in service: one process, connected all the time (``--agent``); the others start and connect anew for
 each transfer, as they do when they are used.
@@ -54,6 +56,11 @@ EDIT_SECONDS = 5.0
 
 #: Seconds between two looks at how large a program is.
 SAMPLE_SECONDS = 0.02
+
+#: A transfer that takes so many times as long as rsync's, and some seconds, is given up: scp and unison wait for round
+#: trips by the thousand. Whose first transfer takes so many times as long takes part in one round only.
+HOPELESS, HOPELESS_SECONDS = 4.0, 5.0
+FAR_BEHIND = 2.0
 
 #: How to get what may be missing.
 HOW = {
@@ -520,6 +527,9 @@ def timed(
     :param change: called right before: one who watches begins at once.
     :raises GaveUp: it took too long.
     """
+    if type(contender) not in (Rsync, Rda) and results[row]["rsync"]:
+        hopeless = HOPELESS * statistics.median(results[row]["rsync"]) + HOPELESS_SECONDS
+        contender.patience = min(contender.patience, hopeless)
     there, used = contender.target.cpu(), contender.cpu()
     change()
     began = time.perf_counter()
@@ -717,7 +727,7 @@ def main() -> None:
     parser.add_argument("--work", default="/dev/shm", help="where trees are made here")
     parser.add_argument("--trees", default="a,c,b")
     parser.add_argument("--scale", type=float, default=1.0, help="of the trees")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", default="3,2,1", help="for each of the round trips; the last one counts on")
     parser.add_argument("--edits", type=int, default=100, help="for each latency; 0 leaves latencies out")
     parser.add_argument("--round-trips", default="0", help="milliseconds added, e.g. 0,20,100")
     parser.add_argument("--patience", type=float, default=120.0, help="seconds for one transfer")
@@ -736,15 +746,20 @@ def main() -> None:
         if each not in chosen:
             print(f"left out: {each.name} ({HOW[each.name]})")
     try:
-        for round_trip in (float(text) / 1000 for text in options.round_trips.split(",")):
+        rounds = [int(text) for text in options.rounds.split(",")]
+        for number, round_trip in enumerate(float(text) / 1000 for text in options.round_trips.split(",")):
+            began, times = time.perf_counter(), rounds[min(number, len(rounds) - 1)]
             with delayed(target, round_trip) as there:
-                print(f"\n== {round_trip * 1000:.0f} ms added ==")
-                show(run(options, chosen, there, work), [each.name for each in chosen])
+                results = run(options, chosen, there, work, times)
+            load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
+            took = (time.perf_counter() - began) / 60
+            print(f"\n== {round_trip * 1000:.0f} ms added: {times} rounds in {took:.0f} min, load {load} ==")
+            show(results, [each.name for each in chosen])
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def run(options: argparse.Namespace, chosen: list[type[Contender]], target: Target, work: Path) -> Results:
+def run(options: argparse.Namespace, chosen: list[type[Contender]], target: Target, work: Path, rounds: int) -> Results:
     """All rounds at one distance, contenders taking turns."""
     results: Results = defaultdict(lambda: defaultdict(list))
     asking = cost_of_asking(target)
@@ -753,16 +768,16 @@ def run(options: argparse.Namespace, chosen: list[type[Contender]], target: Targ
         source = work / f"tree-{kind}"
         if not source.exists():
             make_tree(kind, source, options.scale)
-        gave_up = set()
-        for _ in range(options.rounds):
-            for each in chosen:
-                if each is Lsyncd or each in gave_up:  # lsyncd has no way to say that it is done
-                    continue
+        out: set[type[Contender]] = {Lsyncd}  # it has no way to say that it is done
+        for _ in range(rounds):
+            for each in [each for each in chosen if each not in out]:
                 try:
                     measure_transfers(kind, each(target, source, work), results, chance, asking)
                 except (GaveUp, RuntimeError) as error:  # the others go on
                     print(f"{each.name} left out from here on: {error}", file=sys.stderr)
-                    gave_up.add(each)
+                    out.add(each)
+                if each is not Rda and is_far_behind(results[f"{kind}: initial"], each.name):
+                    out.add(each)
     if options.edits and target.seen_at:
         source = work / "tree-a"
         if not source.exists():
@@ -771,6 +786,12 @@ def run(options: argparse.Namespace, chosen: list[type[Contender]], target: Targ
             if each.watches:
                 measure_latency(each(target, source, work), results, chance, options.edits)
     return results
+
+
+def is_far_behind(initial: dict[str, list[float]], name: str) -> bool:
+    """Whether one round tells enough of a contender."""
+    base, own = initial.get("rsync"), initial.get(name)
+    return bool(base and own) and own[0] > FAR_BEHIND * base[0]
 
 
 if __name__ == "__main__":

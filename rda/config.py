@@ -376,7 +376,11 @@ def _rule(reader: TableReader) -> Rule:
     if not pattern:
         reader.problem("path", "missing; it is an absolute path")
     if not _OWNER.match(owner):
-        reader.problem("owner", 'must be "login", "preserve" or two numbers, "UID:GID"')
+        reader.problem(
+            "owner",
+            'must be "login", "preserve" or two numbers, "UID:GID". A name would mean another number on this machine, '
+            "on the remote host and in each image; docker run --rm IMAGE id prints the image's",
+        )
     if world_writable and mode != "one-way":
         reader.problem("world_writable", "is for one-way mirrors: in the others permission bits are compared")
     rule = Rule(pattern, where, mode, ignore, owner, world_writable)
