@@ -3,6 +3,7 @@
 PYTHON ?=
 REMOTE ?=
 ARGS ?=
+PYTHONS ?= python3.11 python3.12 python3.13 python3.14
 export PYTHON
 
 VENV := .venv/bin
@@ -25,7 +26,7 @@ help:
 	@echo 'make dist    the source distribution and the wheel, in dist/'
 	@echo 'make deb     a Debian package for this machine (rda with all that it needs, in /opt/rda), in dist/'
 	@echo 'make man     the manual page, build/rda.1'
-	@echo 'make pythons unit tests on every Python here that rda supports'
+	@echo 'make pythons unit tests on every Python here that rda supports; PYTHONS="/path/to/python ..." names them'
 	@echo 'make clean   end and remove the throwaway remote host, .venv and what tools left'
 
 $(INSTALLED): setup.py pyproject.toml .ci/venv
@@ -82,11 +83,13 @@ man: $(INSTALLED)
 
 # The unit tests on every Python here that rda supports.
 pythons:
-	@for python in python3.11 python3.12 python3.13 python3.14; do \
-	    command -v $$python >/dev/null || { echo "$$python: not here"; continue; }; \
-	    $$python -m venv --clear build/$$python && \
-	    build/$$python/bin/python -m pip install --quiet --disable-pip-version-check '.[test]' && \
-	    build/$$python/bin/python -m tests.report unit || exit 1; done
+	@for python in $(PYTHONS); do \
+	    version=$$($$python -c 'import platform; print(platform.python_version())' 2>/dev/null) || \
+	        { echo "$$python: not here"; continue; }; \
+	    place=build/python$$version; \
+	    $$python -m venv --clear $$place && \
+	    $$place/bin/python -m pip install --quiet --disable-pip-version-check '.[test]' && \
+	    $$place/bin/python -m tests.report unit || exit 1; done
 
 # The host's own file says where it lives; it needs nothing that is not in Python itself.
 clean:

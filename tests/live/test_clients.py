@@ -29,6 +29,12 @@ services:
       - type: bind
         source: ./job
         target: /job
+  inspector:
+    image: busybox
+    command: httpd -f -p 80 -h /www
+    ports: ["{inspector}:80"]
+    volumes: ["./site:/www:ro"]
+    profiles: [inspect]
 volumes:
   state:
 """
@@ -40,23 +46,23 @@ class Compose(LiveTestCase):
     def setUp(self):
         super().setUp()
         self.project = self.directory()
-        self.port = free_port()
+        self.port, self.inspector = free_port(), free_port()
         for name, text in (
-            ("compose.yaml", COMPOSE.format(port=self.port)),
+            ("compose.yaml", COMPOSE.format(port=self.port, inspector=self.inspector)),
             ("Dockerfile", "FROM busybox\nRUN echo built\n"),
             ("site/index.html", "first\n"),
             ("job/input", "todo\n"),
         ):
             (self.project / name).parent.mkdir(exist_ok=True)
             (self.project / name).write_text(text)
-        self.addCleanup(self.compose, "down", "-v", "-t", "0", "--rmi", "local", check=False)
+        self.addCleanup(self.compose, "--profile", "*", "down", "-v", "-t", "0", "--rmi", "local", check=False)
 
     def compose(self, *words, **options):
         """Run a compose command in the project."""
         return self.rda.docker("compose", *words, cwd=self.project, **options)
 
     def test_project(self):
-        """A project with a build, ports, bind mounts and a volume comes up, serves, follows edits and goes down."""
+        """A project with a build, ports, bind mounts, a volume and a profile comes up, follows edits and goes down."""
         self.compose("up", "-d", "--build")
         self.assertEqual(fetch(self.port), "first\n")
         self.assertEqual(self.compose("exec", "-T", "worker", "cat", "/job/input").stdout, b"todo\n")
@@ -67,11 +73,14 @@ class Compose(LiveTestCase):
         again = self.compose("up", "-d").stderr.decode()
         self.assertNotIn("Recreate", again)
         self.eventually(lambda: b"first" in self.compose("logs", "worker").stdout, "the worker's request is logged", 5)
-        self.compose("stop", "-t", "0")
-        self.eventually(lambda: not is_open(self.port), "the port closes", 3)
+        self.assertFalse(is_open(self.inspector))
+        self.compose("--profile", "inspect", "up", "-d")
+        self.assertEqual(fetch(self.inspector), "second\n")
+        self.compose("--profile", "inspect", "stop", "-t", "0")
+        self.eventually(lambda: not is_open(self.port) and not is_open(self.inspector), "the ports close", 3)
         self.compose("start")
         self.assertEqual(fetch(self.port), "second\n")
-        self.compose("down", "-v", "-t", "0")
+        self.compose("--profile", "*", "down", "-v", "-t", "0")
         self.assertEqual(self.rda.ports(), set())
         self.assertEqual(self.host.docker("ps", "-aq").stdout, b"")
 
