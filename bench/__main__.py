@@ -1,4 +1,6 @@
-"""Run the benchmarks against the throwaway remote host: ``python -m bench [relay] [ssh] [sync] [ports]``, else all.
+"""Run the benchmarks against the throwaway remote host: ``python -m bench [NAME ...]``, else all.
+
+They are footprint, ssh, relay, ports and sync.
 
 Each can also be run by itself, against any remote host: ``python bench/relay.py --help``.
 """
@@ -40,8 +42,8 @@ def run(name: str, host: RemoteHost) -> int:
     """Run one benchmark; returns its exit code."""
     login = ["--identity", str(host.key), "--known-hosts", str(host.known_hosts)]
     print(f"\n==== {name}\n", flush=True)
-    if name == "ports":
-        return subprocess.call([sys.executable, "-m", "bench.ports"], cwd=HERE.parent)
+    if name in ("ports", "footprint"):
+        return subprocess.call([sys.executable, "-m", f"bench.{name}"], cwd=HERE.parent)
     if name != "ssh":
         return subprocess.call([sys.executable, str(HERE / f"{name}.py")])  # both know the throwaway host themselves
     with service(host):
@@ -51,7 +53,7 @@ def run(name: str, host: RemoteHost) -> int:
 
 def main() -> int:
     """Run those that are named."""
-    names = sys.argv[1:] or ["ssh", "relay", "ports", "sync"]
+    names = sys.argv[1:] or ["footprint", "ssh", "relay", "ports", "sync"]
     host = RemoteHost()
     try:
         host.up()
