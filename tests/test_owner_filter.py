@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from rda.docker.endpoints import ENDPOINTS
+from rda.docker.owned import named_volumes
 from rda.docker.request import OWNER_LABEL, USER_LABEL
 from rda.docker.routes import Route
 from tests.gate_case import OWNER, GateCase
@@ -347,6 +348,26 @@ class ListTests(OwnerCase):
         self.assertEqual(self.daemon.volumes["fresher"]["Labels"]["a"], "b")
         _, shown = self.ask("GET", "/containers/second/json", user="bob")
         self.assertEqual(shown["HostConfig"]["Mounts"][0]["VolumeOptions"]["Labels"], {"a": "b"})
+
+    def test_volumes_without_a_name(self) -> None:
+        """A volume that the daemon makes for a mount is the caller's too; clients do not see by which label."""
+        self.create("bob", "third", HostConfig={"Mounts": [{"Type": "volume", "Target": "/y"}]})
+        (_, body), *_ = self.daemon.calls("POST", "/containers/create")
+        (mount,) = json.loads(body)["HostConfig"]["Mounts"]
+        self.assertEqual(mount["VolumeOptions"]["Labels"][USER_LABEL], "bob")
+        _, shown = self.ask("GET", "/containers/third/json", user="bob")
+        self.assertEqual(shown["HostConfig"]["Mounts"], [{"Type": "volume", "Target": "/y"}])
+
+    def test_volumes_that_a_create_names(self) -> None:
+        """They are those of Binds and Mounts that have a name: neither paths nor volumes without one."""
+        mounts = [
+            {"Type": "bind", "Source": "/src", "Target": "/a"},
+            {"Type": "volume", "Target": "/b"},
+            {"Type": "tmpfs", "Target": "/c"},
+            {"Type": "volume", "Source": "named", "Target": "/d"},
+        ]
+        document = {"HostConfig": {"Binds": ["/src:/x", "other:/y", "C:\\src:/z"], "Mounts": mounts}}
+        self.assertEqual(set(named_volumes(document)), {"named", "other"})
 
     def test_own_pages(self) -> None:
         """rda's own pages show everybody's things, and so only whom rda runs as sees them."""

@@ -72,6 +72,13 @@ class CreateTests(SynchronousTestCase):
         for rule, host_config in PRIVILEGES:
             self.refuses(rule, **host_config)
 
+    def test_device_requests_by_capability(self) -> None:
+        """A request that names no driver is for what it asks a driver to be able to do, in whatever order."""
+        mine = policy(device_requests=["compute,gpu"])
+        self.allows(mine, DeviceRequests=[{"Capabilities": [["gpu", "compute"]]}])
+        self.refuses("device_requests", mine, DeviceRequests=[{"Capabilities": [["gpu", "video"]]}])
+        self.refuses("device_requests", mine, DeviceRequests=[{"Count": 1}])
+
     def test_each_can_be_allowed(self) -> None:
         """What the open preset allows, it allows."""
         for _, host_config in PRIVILEGES:

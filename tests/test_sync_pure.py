@@ -153,6 +153,15 @@ class PlanTests(SynchronousTestCase):
         plan = plan_one_way({b"f": entry}, Snapshot({b"f": entry}), {b"f"})
         self.assertEqual(plan.put, (Put(b"f", entry, True),))
 
+    def test_what_is_removed_last(self) -> None:
+        """Only what stands in the way of something else goes before the new content is there."""
+        top, directory = {b"": Entry(Kind.DIRECTORY, 0o755)}, entry_for(Kind.DIRECTORY, 0)
+        file = entry_for(Kind.FILE, 1)
+        known = {**top, b"a": directory, b"a/b": file, b"gone": file}
+        plan = plan_one_way(known, Snapshot({**top, b"a": file}))
+        self.assertEqual([path for path, _ in plan.clear], [b"a/b", b"a"])
+        self.assertEqual([path for path, _ in plan.remove], [b"gone"])
+
     def test_safety(self) -> None:
         """An emptied root stops everything, an emptied large directory the removals; a removed one stops nothing."""
         directory = Entry(Kind.DIRECTORY, 0o755)

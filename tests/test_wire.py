@@ -319,6 +319,12 @@ class DocumentSplitterTests(SynchronousTestCase):
         self.assertTrue(splitter.pending)
         self.assertEqual(splitter.feed(b'"}'), [b'{"a":"}\\""}'])
 
+    def test_split_behind_a_backslash(self) -> None:
+        """What a backslash escapes may come later; it ends no string."""
+        splitter = DocumentSplitter(1000)
+        self.assertEqual(splitter.feed(b'{"a":"\\'), [])
+        self.assertEqual(splitter.feed(b'"}"}'), [b'{"a":"\\"}"}'])
+
     def test_refuses_other_things(self) -> None:
         """What is not an object, and one that is too long, is an error."""
         for stream in (b"hello", b"1\n", b"}", b'{"a":1}x', b'{"a":"' + b"b" * 1000):
