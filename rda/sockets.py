@@ -126,16 +126,14 @@ def _is_plain(transport: Any) -> bool:
 
 def _is_drained(transport: Any) -> bool:
     """Whether this is one of Twisted's plain sockets (TCP or UNIX-domain), connected, with nothing left to write."""
-    if not isinstance(transport, Connection) or transport.TLS:
-        return False
     try:
-        return bool(
-            transport.connected
-            and not transport.disconnecting
-            and not transport.disconnected
-            and not transport._writeDisconnecting
+        return (
+            isinstance(transport, Connection)
+            and not transport.TLS
             and not transport._tempDataBuffer
             and len(transport.dataBuffer) == transport.offset
+            and bool(transport.connected)
+            and not (transport.disconnecting or transport.disconnected or transport._writeDisconnecting)
         )
     except AttributeError:
         return False
