@@ -12,9 +12,9 @@ From the top to the bottom::
     login            who we are: user authentication; identities and agent have the keys, askpass the passphrases
     host_keys        who they are: host keys, by known_hosts and pins
     transport        the encrypted connection, with exchange and kex; below it packet_transport, packets and ciphers
-    channels         the connection service and its channels as endpoints; stream: one as a transport,
-                     command_channel: a command's
-    sftp             the remote file system
+    channels         the connection service and its channels as endpoints; opening: how one begins, stream: what it
+                     is as a transport, command_channel: a command's
+    sftp             the remote file system; sftp_wire: its messages
     keys             public keys and certificates as values; known_hosts: looking them up; private_keys: their files
-    network_watch    noticing that the network has changed; program: running a local program
+    network_watch    noticing that the network has changed; program: running a local program; observers: who is told
 """
