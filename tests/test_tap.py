@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from twisted.application.service import IServiceMaker
+from twisted.internet.base import ReactorBase
 from twisted.plugin import getPlugins
 from twisted.trial.unittest import SynchronousTestCase
 
 from rda.config import Context
-from rda.tap import Options
+from rda.tap import Options, keep_time
+
+
+class _Reactor(ReactorBase):
+    """A reactor of which only the timers are used."""
+
+    def installWaker(self) -> None:
+        """There is nobody to wake."""
+
+    wakeUp = removeReader = removeWriter = installWaker
+
+
+class TimeTests(SynchronousTestCase):
+    def test_the_time_of_day_is_set_back(self) -> None:
+        """Timers go on when somebody sets the clock of the machine back."""
+        day, since_start, fired = 1_700_000_000.0, 100.0, []
+        reactor = _Reactor()
+        self.patch(time, "time", lambda: day)
+        self.patch(time, "monotonic", lambda: since_start)
+        self.patch(time, "clock_gettime", lambda clock: since_start)
+        keep_time(reactor)
+        reactor.callLater(5, fired.append, "here")
+        day -= 3600
+        since_start += 6
+        reactor.runUntilCurrent()
+        self.assertEqual(fired, ["here"])
 
 
 class OptionsTests(SynchronousTestCase):

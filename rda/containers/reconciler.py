@@ -7,6 +7,7 @@ mirrors (live while the container exists).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -234,7 +235,7 @@ class Reconciler(Service):
             return
         reservation = await self._forwards.reserve(container, owned.name, owned.ports, all_or_none=False)
         if reservation.problem:
-            self._problems[container] = Problem(owned.name, reservation.problem, self._clock.seconds())
+            self._problems[container] = Problem(owned.name, reservation.problem, time.time())
             self._try_again(container)
         else:
             self._problems.pop(container, None)
@@ -268,7 +269,7 @@ class Reconciler(Service):
         try:
             await self._mirrors.hold(owned.id, owned.sources, owned.request.shown)
         except RdaError as e:
-            self._problems[owned.id] = Problem(owned.name, str(e), self._clock.seconds())
+            self._problems[owned.id] = Problem(owned.name, str(e), time.time())
 
     async def _forget(self, container: str) -> None:
         before = self._owned.pop(container, None)
