@@ -126,6 +126,38 @@ class HolderTests(MirrorCase):
         self.assertEqual([call.getTime() for call in self.clock.getDelayedCalls()], [])
 
 
+class IgnoreFileTests(MirrorCase):
+    """Ignore files change while a mirror is live."""
+
+    def changed(self, *paths: bytes) -> None:
+        """The kernel tells of these."""
+        self.watcher.hints[0]._changed(Scope(paths=frozenset(paths)))
+
+    def test_brings_back(self) -> None:
+        """What an ignore file does not leave out any more is sent at once, wherever the file is and however it went."""
+        for directory in ("", "sub/"):
+            write(self.path(f"{directory}.rdaignore"), b"left-out\n*.log\n")
+            for name in ("left-out/f", "x.log", "deep/y.log"):
+                write(self.path(directory + name), b"1")
+        remote = self.place()
+        self.flush()
+        self.assertEqual(set(contents(remote)), {b".rdaignore", b"deep", b"sub", b"sub/.rdaignore", b"sub/deep"})
+        os.unlink(self.path("sub/.rdaignore"))
+        self.changed(b"sub/.rdaignore")
+        self.assertNotIn(b"sub/left-out/f", contents(remote))  # the one above still says so
+        write(self.path(".rdaignore"), b"")
+        self.changed(b".rdaignore")
+        self.assert_equal_trees(remote)
+        write(self.path("sub/.rdaignore"), b"left-out")
+        self.changed(b"sub/.rdaignore")
+        write(self.path("sub/left-out/f"), b"22")
+        self.changed(b"sub/left-out/f")
+        self.assertEqual(contents(remote)[b"sub/left-out/f"][3], b"1")
+        write(self.path("sub/.rdaignore"), b"")
+        self.changed(b"sub/.rdaignore")
+        self.assert_equal_trees(remote)
+
+
 class ControlTests(MirrorCase):
     """What a person can do with a mirror."""
 

@@ -92,10 +92,12 @@ class Scanner:
         :raises RootProblem: as :meth:`whole`.
         """
         found = self._root_now()
-        if self._kind == Kind.FILE or b"" in scope.trees:
+        # What an ignore file says holds for all of its directory: what it left out before may be wanted now.
+        ruled = {parent(path) for path in scope.paths if path.rpartition(b"/")[2] == IGNORE_FILE}
+        if self._kind == Kind.FILE or b"" in scope.trees | ruled:
             return self.whole(known)
         look = _Look(self.root, known, self._rules)
-        paths, trees = set(scope.paths), set(scope.trees)
+        paths, trees = set(scope.paths), set(scope.trees) | ruled
         for path in [*paths, *trees]:
             self._reach(path, paths, trees, known)
         trees = topmost(trees)
