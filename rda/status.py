@@ -6,6 +6,18 @@ Each part of the program describes itself with one of these; nothing here holds 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
+
+#: Of a link; ``waiting``: to try again; ``failed``: a person has to act. Two that nobody is shown: ``stopped``, before
+#: the start and after the end, and ``idle``, of the second connection while there is nothing for it to do.
+LinkState = Literal["connected", "connecting", "waiting", "failed", "stopped", "idle"]
+
+#: Of a published port: ``reserved``: it listens, but the container is not up yet. The last two: of a port of this
+#: machine that containers reach.
+ForwardState = Literal["open", "reserved", "not forwarded", "exposed", "not exposed"]
+
+#: Of a mirror; ``waiting``: for the link; ``paused``: by a person; ``halted``: a person has to act.
+MirrorState = Literal["idle", "scanning", "applying", "waiting", "paused", "halted"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +39,6 @@ class LinkStatus:
     """One SSH link.
 
     :ivar remote: ``user@host:port`` as resolved.
-    :ivar state: ``connecting``, ``connected``, ``waiting`` (to try again) or ``failed`` (a person has to act).
     :ivar reason: why it is not connected, for people.
     :ivar round_trip: seconds, as last measured; ``round_trips``: the last measurements, each with the time of it in
         seconds since the epoch, oldest first.
@@ -36,7 +47,7 @@ class LinkStatus:
     """
 
     remote: str
-    state: str
+    state: LinkState
     reason: str = ""
     since: float = 0.0
     round_trip: float | None = None
@@ -56,8 +67,6 @@ class ForwardStatus:
 
     :ivar local: where it is open here, e.g. ``127.0.0.1:8080``.
     :ivar remote: where the daemon published it on the remote host, or "" when it is not known yet.
-    :ivar state: ``open``, ``reserved`` (listening; the container is not up yet) or ``not forwarded``; for a port of
-        this machine that containers reach, ``exposed`` or ``not exposed``.
     :ivar reason: for what is not forwarded or exposed, why.
     :ivar dropped: datagrams that could not be passed on, or connections that were refused.
     """
@@ -67,7 +76,7 @@ class ForwardStatus:
     port: str
     local: str
     remote: str
-    state: str
+    state: ForwardState
     reason: str = ""
     connections: int = 0
     connections_total: int = 0
@@ -82,8 +91,6 @@ class MirrorStatus:
 
     :ivar source: the local path.
     :ivar remote: the directory or file on the remote host.
-    :ivar state: ``idle``, ``scanning``, ``applying``, ``waiting`` (for the link), ``paused`` (by a person) or
-        ``halted`` (a person has to act).
     :ivar containers: ids of the containers that use it.
     :ivar files: what is on the remote because of it, in all; ``bytes`` likewise.
     :ivar files_done: of the transfer that is under way, or was the last; ``bytes_done`` likewise.
@@ -100,7 +107,7 @@ class MirrorStatus:
 
     source: str
     remote: str
-    state: str
+    state: MirrorState
     mode: str = "one-way"
     containers: tuple[str, ...] = ()
     files: int = 0

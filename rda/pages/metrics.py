@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
+from typing import get_args
 
 from prometheus_client import ProcessCollector
 from prometheus_client.core import (
@@ -23,13 +24,13 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from rda import __version__
-from rda.status import LATENCY_BUCKETS, ContextStatus, ForwardStatus, MirrorStatus
+from rda.status import LATENCY_BUCKETS, ContextStatus, ForwardState, ForwardStatus, LinkState, MirrorState, MirrorStatus
 
 __all__ = ["Metrics"]
 
-_LINK_STATES = ("connected", "connecting", "waiting", "failed")
-_FORWARD_STATES = ("open", "reserved", "not forwarded", "exposed", "not exposed")
-_MIRROR_STATES = ("idle", "scanning", "applying", "waiting", "paused", "halted")
+_LINK_STATES = tuple(state for state in get_args(LinkState) if state not in ("stopped", "idle"))
+_FORWARD_STATES = get_args(ForwardState)
+_MIRROR_STATES = get_args(MirrorState)
 
 Status = Callable[[], Sequence[ContextStatus]]
 

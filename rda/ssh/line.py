@@ -37,6 +37,7 @@ from rda.errors import HostKeyRefused, LinkDown, RdaError
 from rda.ssh.channels import Connection
 from rda.ssh.keepalive import Keepalive, Opened
 from rda.ssh.transport import ClientTransport
+from rda.status import LinkState
 
 __all__ = ["Backoff", "Line"]
 
@@ -143,7 +144,7 @@ class Line(Service):
         self._closing: Deferred[None] | None = None
         self.opened: Opened | None = None
         self.ended = False
-        self.state = "stopped"
+        self.state: LinkState = "stopped"
         self.reason = ""
         self.since = wall_clock()
         self.next_try: float | None = None
@@ -404,7 +405,7 @@ class Line(Service):
         if timer is not None and timer.active():
             timer.cancel()
 
-    def _become(self, state: str, reason: str = "") -> None:
+    def _become(self, state: LinkState, reason: str = "") -> None:
         if (state, reason) != (self.state, self.reason):
             self.state, self.reason, self.since = state, reason, self._wall_clock()
             self._on_change()

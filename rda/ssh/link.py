@@ -332,7 +332,6 @@ class Link(Service):
         socket = self._dockers.get(parse_docker(docker) if docker else self._own_docker)
         transport = line.transport
         algorithms = transport.algorithms if transport is not None else None
-        # "stopped" is before the start or after the end, when nobody sees it but a test.
         return LinkStatus(
             remote=self._label,
             state=line.state,

@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 from rda.deferreds import InThread, Waiters, gather
 from rda.errors import LinkDown, RdaError, SyncFailed, SyncHalted
 from rda.interfaces import IRemoteHost
-from rda.status import MirrorStatus, Problem
+from rda.status import MirrorState, MirrorStatus, Problem
 from rda.sync import pull
 from rda.sync.bulk import Bulk
 from rda.sync.inside import PlainRoot
@@ -167,7 +167,7 @@ class Mirror:
         self._paused = paused
         self._nested = Nested()
         # What the status tells.
-        self._state = "idle"
+        self._state: MirrorState = "idle"
         self._reason = ""
         self._halted = ""
         self._problems = Problems()
