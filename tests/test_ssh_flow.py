@@ -13,6 +13,7 @@ from twisted.internet.protocol import Factory
 
 from rda.ssh.channels import MAX_WINDOW, Connection, streamlocal
 from rda.ssh.opening import LOCAL_PACKET, MIN_WINDOW
+from rda.ssh.stream import NEAR_SECONDS
 from tests.channel_case import ChannelCase, Client, HalfClient, Producer, Script
 from tests.ssh_server import SERVER_WINDOW, SshInMemory
 
@@ -263,14 +264,19 @@ class ReceiveTests(ChannelCase):
         self.assertIsInstance(self.reason(ours), ConnectionDone)
 
     def test_refill(self):
-        """The window is refilled as the reader takes data, with few messages."""
-        ours, theirs = self.open()
-        theirs.transport.write(bytes(4 * MIN_WINDOW))
-        self.ssh.flush()
-        self.assertEqual(len(ours.data), 4 * MIN_WINDOW)
-        adjustments = self.ssh.server.received.count(conch.MSG_CHANNEL_WINDOW_ADJUST)
-        self.assertLessEqual(adjustments, 4 * 8)
-        self.assertGreater(ours.transport.localWindowLeft, MIN_WINDOW * 3 // 4)
+        """The window is refilled as the reader takes data, with few messages; a near peer needs fewer still."""
+        for round_trip, parts in ((NEAR_SECONDS, 8), (NEAR_SECONDS / 2, 2), (None, 8)):
+            with self.subTest(round_trip):
+                ours, theirs = self.open()
+                self.ssh.connection.round_trip = round_trip
+                received = self.ssh.server.received
+                before = received.count(conch.MSG_CHANNEL_WINDOW_ADJUST)
+                theirs.transport.write(bytes(4 * MIN_WINDOW + 100))
+                self.ssh.flush()
+                self.assertEqual(len(ours.data), 4 * MIN_WINDOW + 100)
+                adjustments = received.count(conch.MSG_CHANNEL_WINDOW_ADJUST) - before
+                self.assertLessEqual(adjustments, 4 * parts)
+                self.assertGreaterEqual(ours.transport.localWindowLeft, MIN_WINDOW - MIN_WINDOW // parts)
 
     def test_growth(self):
         """A window that is taken in less than a round trip grows up to its bound; one that is not, does not."""
