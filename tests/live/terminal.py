@@ -13,7 +13,7 @@ import struct
 import subprocess
 import termios
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 #: Seconds that something expected may take.
 PATIENCE_SECONDS = 30.0
@@ -49,6 +49,10 @@ class Terminal:
     def resize(self, rows: int, columns: int) -> None:
         """Change the size, as a person does who pulls at the window's corner."""
         self._set_size(rows, columns)
+        self.tell_size()
+
+    def tell_size(self) -> None:
+        """Tell the client that the size has changed."""
         self.client.send_signal(signal.SIGWINCH)
 
     def send(self, text: bytes) -> None:
@@ -66,13 +70,21 @@ class Terminal:
                 return self.client.wait(0.3)
         raise AssertionError(f"{keys!r} did not end the client")
 
-    def until(self, text: bytes) -> None:
-        """Return when ``text`` has been shown; AssertionError when it is not."""
+    def until(self, text: bytes, nudge: Callable[[], None] | None = None) -> None:
+        """Return when ``text`` has been shown; AssertionError when it is not.
+
+        :param nudge: called in each second without anything new.
+        """
         deadline = time.monotonic() + PATIENCE_SECONDS
         while text not in self.seen:
-            ready, _, _ = select.select([self._ours], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
                 raise AssertionError(f"no {text!r} in {self.seen!r}")
+            ready, _, _ = select.select([self._ours], [], [], min(remaining, 1.0) if nudge else remaining)
+            if not ready:
+                if nudge:
+                    nudge()
+                continue
             try:
                 self.seen += os.read(self._ours, 4096)
             except OSError:  # the client has ended, and with it the terminal

@@ -43,7 +43,8 @@ class Interactive(LiveTestCase):
             terminal.until(b"first=2\r\n")
             terminal.resize(41, 121)
             terminal.send(b'until [ "$(stty size)" = "41 121" ]; do sleep 0.1; done; echo then=$((1 + 2))\r')
-            terminal.until(b"then=3\r\n")
+            # The client does not hear of a change before its first resize has been answered.
+            terminal.until(b"then=3\r\n", nudge=terminal.tell_size)
             terminal.send(b"tty; exit 3\r")
             terminal.until(b"/dev/pts/0\r\n")
             self.assertEqual(terminal.wait(), 3)
