@@ -518,6 +518,49 @@ class ShownTests(ContainersCase):
         made = {"Name": "v", "Options": body["DriverOpts"], "Labels": body["Labels"]}
         self.assertEqual(self.answer(call, sent, 201, made)["Options"]["device"], "/src")
 
+    def test_container_with_a_volume(self) -> None:
+        """A container uses the directory that a volume of ours is made of: it is mirrored for it."""
+        options = {"type": "none", "o": "bind", "device": "/src"}
+        call, decision = self.ask(b"POST", b"/volumes/create", {"Name": "v", "Driver": "local", "DriverOpts": options})
+        sent = self.successResultOf(decision)
+        body: Any = sent.body
+        made = {"Name": "v", "Options": body["DriverOpts"], "Labels": body["Labels"]}
+        self.answer(call, sent, 201, made)
+        self.daemon.answers["/volumes/v"] = 200, made
+        mount = {"Type": "volume", "Source": "v", "Target": "/data"}
+        for how in ({"Binds": ["v:/data:ro"]}, {"Mounts": [mount]}):
+            call, sent = self.create(**how)
+            request = find_request((sent.body or {})["Labels"])
+            assert request is not None
+            self.assertEqual((request.sources, dict(request.shown)), (("/src",), {"/mirror/src": "/src"}))
+            self.answer(call, sent, 201, {"Id": WEB})
+            self.assertEqual(self.mirrors.held, {WEB: ("/src",)})
+        body = {"Image": "x", "HostConfig": {"Binds": ["v:/data"]}}
+        _, decision = self.ask(b"POST", b"/containers/create", body, OTHER)
+        self.failureResultOf(decision, Refused)
+
+    def test_container_with_a_volume_of_others(self) -> None:
+        """Labels that somebody has put on a volume have nothing of this machine mirrored."""
+        options = {"type": "none", "o": "bind", "device": "/src"}
+        call, decision = self.ask(b"POST", b"/volumes/create", {"Name": "v", "DriverOpts": options})
+        sent = self.successResultOf(decision)
+        body: Any = sent.body
+        self.answer(call, sent, 201, {"Name": "v", "Options": body["DriverOpts"], "Labels": body["Labels"]})
+        nonce = getattr(find_request(body["Labels"]), "nonce", "")
+        for name, request in (("w", Request("other", sources=("/etc",))), ("v", Request(nonce, sources=("/etc",)))):
+            forged = {**body["Labels"], REQUEST_LABEL: request.label()}
+            self.daemon.answers[f"/volumes/{name}"] = 200, {"Name": name, "Labels": forged}
+            _, sent = self.create(Binds=[f"{name}:/data"])
+            self.assertEqual(getattr(find_request((sent.body or {})["Labels"]), "sources", None), ())
+
+    def test_volume_that_is_there(self) -> None:
+        """A volume that was there before keeps what it was made of, and nothing is noted of the new request."""
+        options = {"type": "none", "o": "bind", "device": "/src"}
+        call, decision = self.ask(b"POST", b"/volumes/create", {"Name": "v", "DriverOpts": options})
+        sent = self.successResultOf(decision)
+        self.answer(call, sent, 201, {"Name": "v", "Options": {}, "Labels": {}})
+        self.assertFalse(self.reconciler.made_here._pending)
+
     def test_service(self) -> None:
         """A swarm service cannot bind a path of this machine."""
         mounts = [{"Type": "bind", "Source": "/src", "Target": "/app"}]

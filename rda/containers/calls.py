@@ -18,6 +18,7 @@ from zope.interface import implementer
 
 from rda.access.caller import Caller
 from rda.api import DaemonAPI
+from rda.containers.made_here import volume_id
 from rda.containers.reconciler import Owned, Reconciler
 from rda.containers.waiting import Waiting
 from rda.deferreds import gather
@@ -25,8 +26,9 @@ from rda.docker import labels, rewrite
 from rda.docker.binds import Form, volume_source
 from rda.docker.host_network import HostForwards
 from rda.docker.listing import ListFilter, outward_filters
+from rda.docker.owned import named_volumes
 from rda.docker.ports import Published
-from rda.docker.request import USER_LABEL, labels_of
+from rda.docker.request import REQUEST_LABEL, USER_LABEL, Request, find_request, labels_of
 from rda.docker.routes import Call, Outgoing
 from rda.docker.sources import Sorted, Sources
 from rda.errors import BadDocument, PortUnavailable, RdaError, Refused
@@ -145,7 +147,7 @@ class Containers:
             "system df": self._disk_usage,
             "image inspect": self._image_shown,
             "image list": self._images_shown,
-            "volume create": self._volume_shown,
+            "volume create": self._volume_created,
             "volume list": self._volumes_shown,
             "volume inspect": self._volume_shown,
         }
@@ -193,6 +195,9 @@ class Containers:
         apart |= await self._join([path for _, path in found.local])
         inherited = await self._inherited(wanted.volumes_from)
         self._check_lending(call.caller, [path for one in inherited for path in one.sources])
+        volumes = await self._volume_requests(named_volumes(asked))
+        self._check_lending(call.caller, [path for one in volumes for path in one.sources])
+        requests = [*(one.request for one in inherited), *volumes]
         configured = self._host_forwards.of(_asked_name(call)) if wanted.network_mode == "host" else ()
         host_address, host_warnings = await self._host_seen(wanted.network_mode)
         nonce = secrets.token_hex(8)
@@ -203,7 +208,7 @@ class Containers:
             nonce,
             exposed,
             found.remote,
-            [one.request for one in inherited],
+            requests,
             configured,
             host_address,
         )
@@ -211,8 +216,12 @@ class Containers:
         copies = [_two_copies(source, why) for source, why in apart.items() if why]
         memo = _Creating(
             nonce=nonce,
-            sources=(*(path for _, path in found.local), *(path for one in inherited for path in one.sources)),
-            shown={path: source for one in inherited for path, source in one.request.shown.items()}
+            sources=(
+                *(path for _, path in found.local),
+                *(path for one in inherited for path in one.sources),
+                *(path for one in volumes for path in one.sources),
+            ),
+            shown={path: source for one in requests for path, source in one.shown.items()}
             | {places[bind.path]: bind.path for bind, _ in found.local},
             warnings=(
                 *found.warnings,
@@ -250,6 +259,22 @@ class Containers:
             owned = self._reconciler.owned(description) if description is not None else None
             if owned is not None:
                 found.append(owned)
+        return found
+
+    async def _volume_requests(self, names: Iterable[str]) -> list[Request]:
+        """What was asked for with those volumes among these that we made of directories of this machine.
+
+        Their containers use these directories too. Labels alone do not count: whoever has the daemon may set them.
+        """
+        found = []
+        for name in names:
+            volume = await self._api.inspect_volume(name)
+            label = labels_of(volume or {}).get(REQUEST_LABEL)
+            request = find_request(labels_of(volume or {}))
+            if request is None or not isinstance(label, str) or not request.sources:
+                continue
+            if self._reconciler.made_here.holds(volume_id(name, label), request.nonce):
+                found.append(request)
         return found
 
     async def _exposed(self, image: str) -> tuple[str, ...]:
@@ -486,7 +511,23 @@ class Containers:
         found = self._sources.sort([] if bind is None else [bind])
         self._check_lending(call.caller, [path for _, path in found.local])
         places, _ = await self._place(found)
-        return Outgoing(body=rewrite.outward_volume(asked, places, self._owner, secrets.token_hex(8), found.remote))
+        nonce = secrets.token_hex(8)
+        changed = rewrite.outward_volume(asked, places, self._owner, nonce, found.remote)
+        if not places:
+            return Outgoing(body=changed)
+        self._reconciler.made_here.intend(nonce)
+        return Outgoing(body=changed, memo=nonce)
+
+    async def _volume_created(self, call: Call, sent: Outgoing, status: int, body: Any) -> Any:
+        """Note a volume of ours; the daemon answers with the one that is there, should there be one of its name."""
+        if isinstance(sent.memo, str):
+            found = labels_of(body) if status == 201 and isinstance(body, dict) else {}
+            label, request = found.get(REQUEST_LABEL), find_request(found)
+            if isinstance(label, str) and request is not None and request.nonce == sent.memo:
+                self._reconciler.made_here.made(sent.memo, volume_id(str(body["Name"]), label))
+            else:
+                self._reconciler.made_here.failed(sent.memo)
+        return await self._volume_shown(call, sent, status, body)
 
     async def _volume_shown(self, call: Call, sent: Outgoing, status: int, body: Any) -> Any:
         return rewrite.inward_volume(body) if status < 400 and isinstance(body, dict) else body

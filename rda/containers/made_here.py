@@ -12,6 +12,7 @@ which nobody else knows: the first container that carries it is the one.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from twisted.logger import Logger
 
 from rda.errors import StateUnwritable
 
-__all__ = ["MAX_PENDING", "MadeHere"]
+__all__ = ["MAX_PENDING", "MadeHere", "volume_id"]
 
 #: Creates whose outcome is not known; the oldest are given up, as no container is made that late.
 MAX_PENDING = 1024
@@ -30,6 +31,16 @@ MAX_REMEMBERED = 50_000
 
 #: The file is written anew when it has this many lines more than it needs.
 SPARE_LINES = 10_000
+
+
+def volume_id(name: str, request: str) -> str:
+    """Return what a volume is called in the record, where containers are by their ids.
+
+    A volume has no id. Another one that takes its name and label is the same to us: it names the same local paths.
+
+    :param request: the label that says what was asked for.
+    """
+    return hashlib.sha256(f"{name}\0{request}".encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _no_sync(descriptor: int) -> None:

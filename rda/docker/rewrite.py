@@ -160,7 +160,8 @@ def outward(
     :param nonce: a text that no other request has.
     :param exposed: the keys of its image's ExposedPorts: needed when it publishes them all.
     :param remote: bind path -> the remote host's own path that it means, for every bind that is not mirrored.
-    :param inherited: the requests of the containers in its VolumesFrom, whose mounts it gets too.
+    :param inherited: the requests of the containers in its VolumesFrom, whose mounts it gets too, and of the volumes
+        that it names.
     :param configured: the ports that the configuration forwards of it, should it be on the host's network.
     :param host_address: where it is to find this machine, as :data:`HOST_NAME`; "" for nowhere.
     :return: the new document, and warnings for create's answer.
@@ -355,13 +356,19 @@ def outward_volume(
     if bind is None or not _moved([bind], paths):
         return result
     result["DriverOpts"] = {**object_of(result.get("DriverOpts"), "DriverOpts"), "device": paths[bind.path]}
-    result["Labels"] = {**labels, **_volume_labels(bind, paths, owner, nonce)}
+    sources = (bind.path,) if bind.path in places else ()
+    result["Labels"] = {**labels, **_volume_labels(bind, paths, owner, nonce, sources)}
     return result
 
 
-def _volume_labels(bind: BindSource, places: Mapping[str, str], owner: str, nonce: str) -> dict[str, object]:
-    """Return the labels of a volume that is a bind in disguise."""
-    request = Request(nonce, originals={"v": bind.source}, shown=_shown([bind], places))
+def _volume_labels(
+    bind: BindSource, places: Mapping[str, str], owner: str, nonce: str, sources: tuple[str, ...] = ()
+) -> dict[str, object]:
+    """Return the labels of a volume that is a bind in disguise.
+
+    :param sources: what is mirrored for the containers that use it by its name.
+    """
+    request = Request(nonce, originals={"v": bind.source}, shown=_shown([bind], places), sources=sources)
     return {OWNER_LABEL: owner, REQUEST_LABEL: request.label()}
 
 
