@@ -45,9 +45,9 @@ from rda.proxy.server import DockerSite
 from rda.ssh.shared import Links
 from rda.state import StateLock, identity, private_directory
 from rda.status import ContextStatus, LinkStatus, Problem
-from rda.sync.mirror import Settings
 from rda.sync.mirrors import Mirrors
 from rda.sync.owner import OwnerChoice
+from rda.sync.settings import Settings
 from rda.words import progress
 
 __all__ = ["ContextAgent"]

@@ -11,7 +11,7 @@ from rda.docker.ports import Listener
 from rda.errors import PortUnavailable
 from rda.ports.forwards import Reservation
 from rda.status import MirrorStatus
-from rda.sync.mirrors import Place
+from rda.sync.placing import Place
 
 
 class FakeForwards:

@@ -12,8 +12,8 @@ from twisted.internet.defer import succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from rda.sync.mirror import Settings
 from rda.sync.mirrors import Mirrors
+from rda.sync.settings import Settings
 from rda.sync.watch import Hints
 from tests.fakes_remote import DirectoryHost, at_once, contents
 

@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from rda.errors import LinkDown, RdaError, SyncFailed
-from rda.sync.mirror import Settings
+from rda.sync.settings import Settings
 from rda.sync.source import kind_of
 from rda.sync.tree import Scope
 from rda.sync.uses import GRACE, Uses, above, below
@@ -403,7 +403,7 @@ class JoinTests(NestedCase):
         self.outer = self.mount("outer", self.local)
         self.mirrors.release("outer")
         waiting: list[Any] = []
-        in_thread = self.mirrors._tools.in_thread
+        in_thread = self.mirrors._pool.tools.in_thread
 
         def held_up(function: Any, *arguments: Any) -> Any:
             if function is not kind_of:
@@ -411,7 +411,7 @@ class JoinTests(NestedCase):
             waiting.append(Deferred())
             return waiting[-1].addCallback(lambda _: in_thread(function, *arguments))
 
-        self.mirrors._tools = replace(self.mirrors._tools, in_thread=held_up)
+        self.mirrors._pool.tools = replace(self.mirrors._pool.tools, in_thread=held_up)
         new = self.path("new")
         inner = self.mirrors.place(new, create_missing=True)
         self.mount("outer", self.local)

@@ -9,10 +9,10 @@ from unittest import mock
 
 from rda.errors import SyncHalted
 from rda.sync import content, plan, scan
-from rda.sync.mirror import Settings
 from rda.sync.owner import OwnerChoice
 from rda.sync.reconcile import Reconcile
 from rda.sync.scan import Scanner
+from rda.sync.settings import Settings
 from rda.sync.tree import Scope
 from tests.fakes_remote import contents
 from tests.mirror_case import MirrorCase, write

@@ -12,7 +12,7 @@ import shutil
 from typing import Any
 
 from rda.sync import bulk, large
-from rda.sync.mirror import Settings
+from rda.sync.settings import Settings
 from tests.fakes_remote import contents
 from tests.mirror_case import MirrorCase, write
 

@@ -18,7 +18,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from rda.errors import RdaError, SyncHalted
 from rda.sync import bulk
-from rda.sync.mirror import Settings
+from rda.sync.settings import Settings
 from rda.sync.tree import Entry, Scope
 from tests.fakes_remote import contents
 from tests.mirror_case import MirrorCase, write

@@ -15,9 +15,9 @@ from twisted.python.failure import Failure
 from rda.errors import SyncFailed, SyncHalted
 from rda.interfaces import Attributes
 from rda.sync import pull, racy, remote_look
-from rda.sync.mirror import Settings
 from rda.sync.remote import RemoteTree
 from rda.sync.scan import entry_of_file
+from rda.sync.settings import Settings
 from rda.sync.tree import Entry, Kind
 from tests.fakes_remote import contents
 from tests.mirror_case import MirrorCase, write
@@ -90,7 +90,7 @@ class HostileTests(ModeCase):
 
     def listed(self, lines: list[str]) -> None:
         """The remote host's find prints this, and its files have whatever content they are asked for."""
-        self.host.commands = self.mirrors._tools.look.available = True
+        self.host.commands = self.mirrors._pool.tools.look.available = True
         answer = "".join(line + "\0" for line in lines).replace("|", "\0").encode()
         self.patch(
             remote_look._Answer,
@@ -368,7 +368,7 @@ class TwoWayTests(ModeCase):
         self.host.commands = True
         self.mirrors.reconnected()
         self.flush()
-        self.assertTrue(self.mirrors._tools.look.available)
+        self.assertTrue(self.mirrors._pool.tools.look.available)
 
     def test_same_second(self) -> None:
         """An edit that leaves size and second as they were comes back, where the host can tell more than seconds."""

@@ -35,7 +35,8 @@ from rda.errors import BadDocument, PortUnavailable, RdaError, Refused
 from rda.interfaces import ICallRewriter
 from rda.ports.exposed import Exposed
 from rda.ports.forwards import Forwards
-from rda.sync.mirrors import Mirrors, Place
+from rda.sync.mirrors import Mirrors
+from rda.sync.placing import Place
 from rda.words import size
 
 __all__ = ["Containers"]

@@ -13,36 +13,32 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from rda.deferreds import InThread, Waiters, gather
+from rda.deferreds import Waiters, gather
 from rda.errors import LinkDown, RdaError, SyncFailed, SyncHalted
-from rda.interfaces import IRemoteHost
 from rda.status import MirrorState, MirrorStatus, Problem
 from rda.sync import pull
-from rda.sync.bulk import Bulk
 from rda.sync.inside import PlainRoot
 from rda.sync.local_watch import LocalWatch
 from rda.sync.manifest import Manifest
 from rda.sync.nested import Nested
-from rda.sync.owner import DEFAULT_OWNER, OwnerChoice
 from rda.sync.problems import Problems
 from rda.sync.progress import Transfer
 from rda.sync.racy import Racy
 from rda.sync.reconcile import Reconcile
 from rda.sync.remote import RemoteTree
-from rda.sync.remote_look import RemoteLook, RemoteView
+from rda.sync.remote_look import RemoteView
 from rda.sync.remote_watch import RemoteWatch
 from rda.sync.scan import RootProblem, Scanner
 from rda.sync.schedule import Schedule, both
 from rda.sync.session import Session
+from rda.sync.settings import Settings, Tools
 from rda.sync.tree import WHOLE, Kind, Scope, Snapshot, join
-from rda.sync.watch import Watcher
 from rda.words import progress
 
 #: Seconds between looks at a halted mirror's root: it may be back.
@@ -63,44 +59,6 @@ QUIET_THERE = 0.05
 
 #: Seconds after which a file that was read right after a change is looked at again.
 RACY_LOOK = 2.5
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How one source is mirrored.
-
-    :ivar mode: ``one-way``: what is made on the remote stays there, untouched; ``mirror``: it is removed; ``two-way``:
-        it comes back.
-    :ivar ignore: patterns of paths that are left out, as in an ignore file at the root.
-    :ivar plain: the source was judged as its own real path: nothing is reached through a symbolic link, see
-        :mod:`rda.sync.inside`.
-    :ivar ownership: whose it is on the remote.
-    """
-
-    mode: str = "one-way"
-    ignore: tuple[str, ...] = ()
-    plain: bool = False
-    ownership: OwnerChoice = DEFAULT_OWNER
-
-
-@dataclass(frozen=True)
-class Tools:
-    """What all mirrors of a context share.
-
-    :ivar reactor: the clock, and ``callFromThread`` for the watcher.
-    :ivar in_thread: runs a blocking function in a thread and fires with its result.
-    :ivar own: the real path of rda's own state on this machine, see :class:`rda.sync.scan.Scanner`.
-    :ivar watched: what is watched on the remote host.
-    """
-
-    host: IRemoteHost
-    reactor: Any
-    in_thread: InThread
-    watcher: Watcher
-    bulk: Bulk
-    look: RemoteLook
-    own: bytes = b""
-    watched: set[RemoteWatch] = field(default_factory=set)
 
 
 _REMOVED = (

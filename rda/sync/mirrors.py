@@ -7,9 +7,7 @@ that it is in use follows from the containers, of which the remote daemon keeps 
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from twisted.application.service import Service
@@ -18,52 +16,23 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from rda.deferreds import InThread, Waiters, gather, threads_of
+from rda.deferreds import InThread, gather, threads_of
 from rda.errors import BadRequest, RdaError, SyncFailed
 from rda.interfaces import IRemoteFiles, IRemoteHost
 from rda.status import MirrorStatus, Problem, RemoteCopy
 from rda.sync.bulk import Bulk
 from rda.sync.copies import Collected, Copies, Mounted
-from rda.sync.joined import TREE, Joined
-from rda.sync.marks import Marks
-from rda.sync.mirror import Mirror, Settings, Tools
-from rda.sync.nested import LEFT_OUT, NotServed
+from rda.sync.mirror import Mirror
+from rda.sync.placing import Place, Placing
+from rda.sync.pool import Pool
 from rda.sync.remote_look import RemoteLook
-from rda.sync.source import is_really_inside, kind_of
+from rda.sync.settings import Settings, Tools
 from rda.sync.sync_root import SyncRoot
-from rda.sync.tree import Kind
 from rda.sync.uses import GRACE, Uses, above, below
 from rda.sync.watch import Watcher
 
 #: Seconds that somebody who only wants to know how much is to be transferred waits for it.
 MEASURE_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a local source is on the remote host.
-
-    :ivar source: the absolute local path.
-    :ivar remote: the absolute path to mount there: of a directory or a file, like the source.
-    :ivar apart: a directory above the source is mirrored too, and why this is not a place in its copy; "" otherwise.
-    """
-
-    source: str
-    remote: str
-    apart: str = ""
-
-
-#: Why some sources that lie within others have a copy of their own. Nobody is warned of the first.
-_A_FILE = "a single file is written in place, and has a copy of its own"
-_OTHER_RULE = "the [[bind]] rules for the two differ, or leave paths out"
-_A_LINK = "it is reached through a symbolic link"
-_WAS_FIRST = "it was mounted from a copy of its own first, by something that still has it"
-_EXPECTED = (_A_FILE, LEFT_OUT)
-
-
-def _told(apart: str) -> str:
-    """Why there are two copies, where that may surprise."""
-    return "" if apart.endswith(_EXPECTED) else apart
 
 
 class Mirrors(Service):
@@ -95,12 +64,10 @@ class Mirrors(Service):
         own: str = "",
     ) -> None:
         self._host = host
-        self._manifests = os.path.join(state_dir, "mirrors")
-        self._root = SyncRoot(host, owner, os.fsencode(sync_root))
         self._clock = reactor
         in_thread = in_thread or threads_of(reactor)
         self._bulk = Bulk(host, in_thread)
-        self._tools = Tools(
+        tools = Tools(
             host,
             reactor,
             in_thread,
@@ -109,26 +76,20 @@ class Mirrors(Service):
             RemoteLook(host, in_thread),
             os.fsencode(os.path.realpath(own)) if own else b"",
         )
-        self._settings = settings
-        self._mirrors: dict[str, Mirror] = {}
+        root = SyncRoot(host, owner, os.fsencode(sync_root))
+        self._pool = Pool(root, os.path.join(state_dir, "mirrors"), tools, settings)
+        self._mirrors = self._pool.mirrors
         self._uses = Uses()
-        self._apart: dict[str, str] = {}
-        self._alone: set[str] = set()
-        self._placing: Counter[str] = Counter()
-        self._placed: Waiters[None] = Waiters()
+        self._placing = Placing(self._pool, self._uses, reactor.seconds, self._review)
         self._reviewing: IDelayedCall | None = None
-        self._absent: dict[str, Problem] = {}
-        self._removing: dict[str, Waiters[None]] = {}
         self._mounted = mounted
-        self._paused = Marks(self._manifests, "paused", in_thread)
-        self._joined = Joined(host, self._root, Marks(self._manifests, "joined", in_thread))
 
     # -- the service
 
     def startService(self) -> None:
         """Make the directory for manifests."""
         super().startService()
-        os.makedirs(self._manifests, mode=0o700, exist_ok=True)
+        os.makedirs(self._pool.state, mode=0o700, exist_ok=True)
 
     def stopService(self) -> Deferred[None]:
         """Stop all mirrors; fires when nothing is under way any more."""
@@ -157,100 +118,14 @@ class Mirrors(Service):
         :raises BadRequest: through the Deferred: nothing there, or nothing that can be mirrored.
         :raises RdaError: when the remote path cannot be made, or the link is down.
         """
-        return Deferred.fromCoroutine(self._place(os.path.abspath(source), kind_hint, create_missing, alone))
-
-    async def _place(self, source: str, kind_hint: str | None, create_missing: bool, alone: bool) -> Place:
-        apart = ""
-        servers = self._uses.servers(source)
-        if not alone:
-            remote, apart = await self._inside_another(source, servers, kind_hint, create_missing)
-            if remote:
-                self._review_soon()
-                return Place(source, remote)
-        else:
-            self._alone.add(source)
-        # At once: a source around this one may come meanwhile, and see this one.
-        self._uses.give(source, source, self._clock.seconds())
-        self._placing[source] += 1
-        try:
-            return Place(source, await self._own(source, servers, apart, kind_hint, create_missing), _told(apart))
-        except RdaError:
-            self._uses.taken([source])
-            raise
-        finally:
-            self._placing -= Counter([source])  # without what is zero then
-            self._placed.fire(None)
-
-    async def _own(
-        self, source: str, servers: tuple[str, ...], apart: str, kind_hint: str | None, create_missing: bool
-    ) -> str:
-        """Make a source's own copy; returns its place."""
-        await self._settled(source)
-        await self._joined.learn(source)
-        if source in self._joined.servers:
-            if servers:  # others have the link mounted
-                self._uses.move(source, self._joined.servers[source])
-                return os.fsdecode(await self._root.base(source) + TREE)
-            await self._joined.part(source)
-        mirror = await self._mirror(source, kind_hint, create_missing)
-        self._apart[source] = apart
-        self._review_soon()
-        mirror.live(True)
-        await mirror.prepare()
-        return mirror.remote_path
-
-    async def _inside_another(
-        self, source: str, servers: tuple[str, ...], kind_hint: str | None, create_missing: bool
-    ) -> tuple[str, str]:
-        """Find a source's place in the copy of a directory above it; else "" and why not.
-
-        :param servers: whose copies it is mounted from already.
-        """
-        apart = ""
-        for outer in [outer for outer in above(source) if outer in self._mirrors]:
-            if not self._uses.is_mounted_itself(outer) and outer not in servers:
-                continue
-            if servers and outer not in servers:
-                reason = _WAS_FIRST
-            else:
-                reason = await self._why_not(source, outer, kind_hint, create_missing)
-            if not reason:
-                try:
-                    return await self._serve(source, outer), ""
-                except NotServed as refusal:
-                    reason = str(refusal)
-            apart = apart or f"{outer} has another: {reason}"
-        return "", apart
-
-    async def _why_not(self, source: str, outer: str, kind_hint: str | None, create_missing: bool) -> str:
-        """Why a source cannot be in the copy of a mirrored directory above it, as far as can be told without a look."""
-        manifest = self._manifest(self._root.name(source))
-        kind = await self._tools.in_thread(kind_of, source, kind_hint, create_missing, manifest)
-        if kind != Kind.DIRECTORY or self._mirrors[outer].kind != Kind.DIRECTORY:
-            return _A_FILE
-        settings = self._settings(source)
-        if settings != self._settings(outer) or settings.ignore:
-            return _OTHER_RULE
-        return "" if await self._tools.in_thread(is_really_inside, outer, source) else _A_LINK
-
-    async def _serve(self, source: str, outer: str) -> str:
-        """Have a source's place made in the copy of a directory above it; returns the remote path."""
-        self._uses.give(source, outer, self._clock.seconds())
-        mirror = self._mirrors[outer]
-        mirror.live(True)
-        remote: str = await mirror.serve(below(outer, source))
-        return remote
+        return Deferred.fromCoroutine(self._placing.place(os.path.abspath(source), kind_hint, create_missing, alone))
 
     def inner_copies(self, outer: str) -> dict[str, tuple[str, ...]]:
         """The directories inside a source that have copies of their own, with the containers that have them mounted.
 
         They were there first; as long as none of these containers has ever been started, :meth:`join` can still help.
         """
-        return {
-            source: self._uses.containers(source)
-            for source in self._uses.with_own_copy()
-            if outer in above(source) and source not in self._alone
-        }
+        return self._placing.inner_copies(outer)
 
     def join(self, source: str, outer: str, started: bool) -> Deferred[str]:
         """Mount a source from the copy of a directory above, though it was given a copy of its own.
@@ -259,38 +134,7 @@ class Mirrors(Service):
         :return: why there are two copies, where that may surprise; "" otherwise.
         :raises RdaError: through the Deferred: the link is down.
         """
-        return Deferred.fromCoroutine(self._join(source, outer, started))
-
-    async def _join(self, source: str, outer: str, started: bool) -> str:
-        while self._placing[source]:
-            await self._placed.wait()
-        if outer not in self._mirrors or self._uses.servers(source) != (source,):
-            return ""
-        reason = _WAS_FIRST if started else await self._why_not(source, outer, None, False)
-        try:
-            if not reason:
-                await self._mirrors[outer].serve(below(outer, source))
-                await self._link(source, outer)
-        except (NotServed, SyncFailed) as refusal:
-            reason = str(refusal)
-        if reason:
-            self._apart[source] = f"{outer} has another: {reason}"
-        return _told(self._apart.get(source, ""))
-
-    async def _link(self, source: str, outer: str) -> None:
-        """Put a link in the place of a source's copy; whoever needs it meanwhile waits."""
-        name = self._root.name(source)
-        self._removing[name] = Waiters()
-        try:
-            await self._mirrors.pop(source).stop()
-            await self._joined.make(source, outer)
-            self._uses.move(source, outer)
-            self._apart.pop(source, None)
-        finally:
-            self._removing.pop(name).fire(None)
-            if source not in self._joined.servers:
-                await self._mirror(source, None, False)
-            self._review()
+        return Deferred.fromCoroutine(self._placing.join(source, outer, started))
 
     def complete(self, source: str, mounted: Iterable[str] = (), starting: bool = False) -> Deferred[None]:
         """Fire when everything that is at a source now is on the remote; begin to mirror it, if need be.
@@ -302,9 +146,9 @@ class Mirrors(Service):
         return Deferred.fromCoroutine(self._complete(os.path.abspath(source), tuple(mounted), starting))
 
     async def _complete(self, source: str, mounted: tuple[str, ...], starting: bool) -> None:
-        await self._settled(source)
-        server = await self._learnt_server(source, mounted)
-        mirror = await self._mirror(server, None, False)
+        await self._pool.settled(source)
+        server = await self._pool.learnt_server(source, mounted)
+        mirror = await self._pool.get(server)
         await mirror.flush(below(server, source))
         if starting:
             mirror.mounted_anew()
@@ -320,33 +164,20 @@ class Mirrors(Service):
         :param created: it was created just now, with the places that these sources were given.
         """
         absolute, mounted = [os.path.abspath(source) for source in sources], tuple(mounted)
-        self._uses.hold(container, {source: self._server_of(source, mounted) for source in absolute})
+        self._uses.hold(container, {source: self._pool.server_of(source, mounted) for source in absolute})
         if created:
             self._uses.taken(absolute)
         return Deferred.fromCoroutine(self._hold(container, mounted))
-
-    def _server_of(self, source: str, mounted: Iterable[str]) -> str:
-        """Whose copy a source is mounted from, as the remote paths tell: they name the copy."""
-        for outer in above(source):
-            end = f"/{self._root.name(outer)}/tree/{os.path.relpath(source, outer)}"
-            if any(path.endswith(end) for path in mounted):
-                return self._joined.servers.get(outer, outer)
-        return self._joined.servers.get(source, source)
-
-    async def _learnt_server(self, source: str, mounted: tuple[str, ...]) -> str:
-        """The same, when it is known of that copy whether it is a link."""
-        await self._joined.learn(self._server_of(source, mounted))
-        return self._server_of(source, mounted)
 
     async def _hold(self, container: str, mounted: tuple[str, ...]) -> None:
         for source in self._uses.held(container):
             server = source
             try:
-                server = await self._learnt_server(source, mounted)
+                server = await self._pool.learnt_server(source, mounted)
                 self._uses.correct(container, source, server)
-                await self._mirror(server, None, False)
+                await self._pool.get(server)
             except RdaError as error:
-                self._absent[server] = Problem(server, str(error))
+                self._pool.absent[server] = Problem(server, str(error))
         self._review()
 
     def release(self, container: str) -> Deferred[None]:
@@ -357,7 +188,7 @@ class Mirrors(Service):
 
     def reconnected(self) -> None:
         """The link is up again: whatever was under way is looked at anew."""
-        self._bulk.available = self._tools.look.available = True
+        self._bulk.available = self._pool.tools.look.available = True
         for source, mirror in self._mirrors.items():
             if self._uses.containers(source):
                 mirror.retry()
@@ -398,13 +229,14 @@ class Mirrors(Service):
 
     def _note_paused(self, mirrors: Iterable[Mirror], paused: bool) -> Deferred[None]:
         """Write down for the next start which are paused."""
-        names = [self._root.name(mirror.source) for mirror in mirrors]
+        names = [self._pool.root.name(mirror.source) for mirror in mirrors]
 
         def failed(failure: Failure) -> None:
             failure.trap(OSError)
             raise SyncFailed(f"done, but it cannot be written down for the next start: {failure.getErrorMessage()}")
 
-        return (self._paused.give(names) if paused else self._paused.take(names)).addErrback(failed)
+        marks = self._pool.paused
+        return (marks.give(names) if paused else marks.take(names)).addErrback(failed)
 
     def confirm(self, path: str) -> None:
         """A person says that what holds a mirror back is meant.
@@ -448,35 +280,28 @@ class Mirrors(Service):
         removed, kept = [], []
         for copy in copies:
             used = self._is_known_used()
-            if not used(copy.name):
-                self._removing[copy.name] = Waiters()
-                await self._drop(copy.name)
-            try:
+            if used(copy.name):
                 problem = await remote.remove(copy, used, mounted)
-            finally:
-                if (waiters := self._removing.pop(copy.name, None)) is not None:
-                    waiters.fire(None)
+            else:
+                with self._pool.leaving(copy.name):
+                    await self._pool.drop(copy.name)
+                    problem = await remote.remove(copy, used, mounted)
             if problem is None:
                 removed.append(copy.name)
-                await self._paused.take([copy.name])
-                await self._joined.forget(copy.name)
+                await self._pool.forget(copy.name)
             else:
                 kept.append(problem)
         return Collected(tuple(removed), tuple(kept))
 
     async def _copies(self) -> Copies:
         files: IRemoteFiles = await self._host.files()
-        return Copies(files, await self._root.path(), self._root.prefix, self._manifests, self._tools.in_thread)
+        root, state, in_thread = self._pool.root, self._pool.state, self._pool.tools.in_thread
+        return Copies(files, await root.path(), root.prefix, state, in_thread)
 
     def _is_known_used(self) -> Callable[[str], bool]:
-        sources = (*self._mirrors, *self._joined.servers)
-        used = {self._root.name(one) for one in sources if self._uses.is_used(one) or self._uses.servers(one)}
+        sources = (*self._mirrors, *self._pool.joined.servers)
+        used = {self._pool.root.name(one) for one in sources if self._uses.is_used(one) or self._uses.servers(one)}
         return lambda name: name in used
-
-    async def _drop(self, name: str) -> None:
-        """Forget a mirror that nobody uses."""
-        for source in [source for source in self._mirrors if self._root.name(source) == name]:
-            await self._mirrors.pop(source).stop()
 
     # -- what it looks like
 
@@ -504,62 +329,24 @@ class Mirrors(Service):
         """What every mirror is doing."""
         uses = self._uses
         known = [
-            mirror.status(uses.containers(source), uses.nested(source), self._apart.get(source, ""))
+            mirror.status(uses.containers(source), uses.nested(source), self._placing.apart(source))
             for source, mirror in sorted(self._mirrors.items())
         ]
         absent = [
             MirrorStatus(source, "", "halted", containers=uses.containers(source), problems=(problem,))
-            for source, problem in sorted(self._absent.items())
+            for source, problem in sorted(self._pool.absent.items())
             if source not in self._mirrors and uses.containers(source)
         ]
         return (*known, *absent)
 
-    def _review_soon(self) -> None:
-        if self._reviewing is None:
+    def _review(self) -> None:
+        """Watch what is used, or was placed a moment ago; leave the rest alone."""
+        if self._uses.expire(self._clock.seconds()) and self._reviewing is None and self.running:
             self._reviewing = self._clock.callLater(GRACE, self._review_later)
-
-    def _review_later(self) -> None:
-        self._reviewing = None
-        if self._review():
-            self._review_soon()
-
-    def _review(self) -> bool:
-        """Watch what is used, or was placed a moment ago; leave the rest alone. Returns whether to do so again soon."""
-        on_its_way = self._uses.expire(self._clock.seconds())
         for source, mirror in self._mirrors.items():
             mirror.keep_mounted(below(source, nested) for nested in self._uses.nested(source))
             mirror.live(self._uses.is_used(source))
-        return on_its_way
 
-    # -- making mirrors
-
-    async def _mirror(self, source: str, kind_hint: str | None, create_missing: bool) -> Mirror:
-        if source not in self._mirrors:
-            await self._settled(source)
-            if source in self._joined.servers:
-                return await self._mirror(self._joined.servers[source], None, False)
-            name = self._root.name(source)
-            path = self._manifest(name)
-            kind = await self._tools.in_thread(kind_of, source, kind_hint, create_missing, path)
-            paused = await self._paused.has(name)
-            if source not in self._mirrors:
-                self._absent.pop(source, None)
-                self._mirrors[source] = Mirror(
-                    source,
-                    kind,
-                    lambda: Deferred.fromCoroutine(self._root.base(source)),
-                    path,
-                    self._tools,
-                    self._settings(source),
-                    paused=paused,
-                )
-        return self._mirrors[source]
-
-    async def _settled(self, source: str) -> None:
-        """Wait while a source's copy is being removed, or replaced by a link."""
-        name = self._root.name(source)
-        while name in self._removing:
-            await self._removing[name].wait()
-
-    def _manifest(self, name: str) -> str:
-        return os.path.join(self._manifests, name + ".sqlite")
+    def _review_later(self) -> None:
+        self._reviewing = None
+        self._review()
