@@ -78,8 +78,8 @@ def packet(number, payload, writer=None):
     return bytes(writer.take())
 
 
-def kexinit(**changes):
-    """A server's KEXINIT packet that fits ours but for the changes."""
+def proposal(**changes):
+    """A server's proposal that fits ours but for the changes."""
     values = {
         "exchanges": (b"curve25519-sha256",),
         "host_keys": (b"ssh-ed25519",),
@@ -90,7 +90,12 @@ def kexinit(**changes):
         "compressions_out": (b"none",),
         "compressions_in": (b"none",),
     }
-    return packet(conch.MSG_KEXINIT, kex.Proposal(**{**values, **changes}).encode(bytes(16)))
+    return kex.Proposal(**{**values, **changes})
+
+
+def kexinit(**changes):
+    """Such a proposal, as a KEXINIT packet."""
+    return packet(conch.MSG_KEXINIT, proposal(**changes).encode(bytes(16)))
 
 
 class QuietTransport(StringTransport):

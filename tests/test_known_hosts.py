@@ -200,6 +200,11 @@ class AlgorithmTests(SynchronousTestCase):
         """For a host that nobody knows the order is the usual one, without certificates."""
         self.assertEqual(known().algorithms(HOST), HOST_KEY_ALGORITHMS)
 
+    def test_revoked_keys_are_not_asked_for(self) -> None:
+        """A key that is not to be believed brings its type no nearer to the front."""
+        hosts = known(line(b"host.example", RSA, b"@revoked"))
+        self.assertEqual(hosts.algorithms(HOST), HOST_KEY_ALGORITHMS)
+
     def test_certificates_only_with_an_authority(self) -> None:
         """Certificates are asked for, first, where an authority may vouch for the host."""
         hosts = known(line(b"*.example", AUTHORITY, b"@cert-authority"))

@@ -8,23 +8,9 @@ from twisted.conch.ssh.common import MP, NS, getNS
 from twisted.trial.unittest import SynchronousTestCase
 
 from rda.ssh import kex
+from tests.ssh_case import proposal
 
 COOKIE = bytes(16)
-
-
-def proposal(**changes):
-    """A server's proposal that fits ours."""
-    values = {
-        "exchanges": (b"curve25519-sha256",),
-        "host_keys": (b"ssh-ed25519",),
-        "ciphers_out": (b"aes128-ctr",),
-        "ciphers_in": (b"aes128-ctr",),
-        "macs_out": (b"hmac-sha2-256",),
-        "macs_in": (b"hmac-sha2-256",),
-        "compressions_out": (b"none",),
-        "compressions_in": (b"none",),
-    }
-    return kex.Proposal(**{**values, **changes})
 
 
 class NegotiationTests(SynchronousTestCase):

@@ -269,7 +269,7 @@ class Rules:
         windows = bind.flavour is not Flavour.POSIX
         path = bind.path.replace("\\", "/") if windows else bind.path
         for rule in self.rules:
-            if path_expression(rule.pattern, windows).fullmatch(path):
+            if path_expression(rule.pattern, any_case=windows).fullmatch(path):
                 return rule
         return _LOCAL
 
@@ -279,7 +279,7 @@ class Rules:
 
 
 @lru_cache(maxsize=1024)
-def path_expression(pattern: str, any_case: bool = False) -> re.Pattern[str]:
+def path_expression(pattern: str, *, any_case: bool = False) -> re.Pattern[str]:
     """Compile a pattern as in :class:`Rule`."""
     body = pattern.removeprefix("=")
     words = {"**": ".*", "*": "[^/]*", "?": "[^/]"}

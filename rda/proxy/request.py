@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["DockerRequest", "error_answer"]
 
 
-def error_answer(error: RdaError, method: bytes = b"GET", close: bool = True) -> bytes:
+def error_answer(error: RdaError, method: bytes = b"GET", *, close: bool = True) -> bytes:
     """Write the answer that an error becomes, as the daemon writes its own.
 
     :param method: the request's; the answer to HEAD has no body.

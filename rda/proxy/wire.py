@@ -168,7 +168,7 @@ class Chunked(Framing):
 
     __slots__ = ("_at", "_extensions", "_held", "_left", "_trailers")
 
-    def __init__(self, extensions: bool = False) -> None:
+    def __init__(self, *, extensions: bool = False) -> None:
         super().__init__()
         self._at = _At.SIZE
         self._extensions = extensions

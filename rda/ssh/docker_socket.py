@@ -225,14 +225,14 @@ class DockerSocket:
         return None
 
     def _open(
-        self, way: Way, connection: Connection, factory: IProtocolFactory, patient: bool = True
+        self, way: Way, connection: Connection, factory: IProtocolFactory, *, patient: bool = True
     ) -> Deferred[IProtocol]:
         if way is Way.STREAMLOCAL:
             return streamlocal(connection, self._address.path).connect(factory)
         if way is Way.TCP:
             return direct_tcp(connection, self._address.host, self._address.port).connect(factory)
         line = self._command(way)
-        return self._pool.connect(lambda any_connection: command(any_connection, line), factory, patient)
+        return self._pool.connect(lambda any_connection: command(any_connection, line), factory, patient=patient)
 
     def _command(self, way: Way) -> bytes:
         # Only a path of harmless characters gets here (_find_way): nothing is left for a shell to interpret.

@@ -49,6 +49,7 @@ class HostKeys:
         host: HostName,
         files: Sequence[str],
         wall_clock: Callable[[], float],
+        *,
         pins: Sequence[str] = (),
         accept_new: bool = False,
         revoked_files: Sequence[str] = (),

@@ -125,6 +125,7 @@ class Line(Service):
         open: Callable[[], Deferred[Opened]],
         wall_clock: Callable[[], float],
         on_change: Callable[[], None] = lambda: None,
+        *,
         on_demand: bool = False,
         backoff: Backoff | None = None,
     ) -> None:

@@ -339,7 +339,7 @@ class _Attempt:
         self._refused[blob] = candidate.label + (" (accepted, not enough)" if len(self._accepted) > before else "")
         return done
 
-    def _message(self, cut_off: bool = False) -> str:
+    def _message(self, *, cut_off: bool = False) -> str:
         tried = "; ".join(self._refused.values()) or "no key, as there was none to try"
         parts = [f"{self._where} refused the login of {self._user}. Tried: {tried}."]
         if self._notes:

@@ -57,7 +57,7 @@ class MalformedPacket(Exception):
     :ivar tampered: True when it is the authentication tag that is wrong.
     """
 
-    def __init__(self, message: str, tampered: bool = False) -> None:
+    def __init__(self, message: str, *, tampered: bool = False) -> None:
         super().__init__(message)
         self.tampered = tampered
 

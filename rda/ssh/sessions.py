@@ -84,6 +84,7 @@ class SessionPool:
         self,
         make: Callable[[Connection], IStreamClientEndpoint],
         factory: IProtocolFactory,
+        *,
         patient: bool = True,
     ) -> Deferred[IProtocol]:
         """Open a session channel.

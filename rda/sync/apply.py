@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
@@ -25,7 +25,7 @@ from rda.sync.record import Outcome, Record
 from rda.sync.remote import OPERATIONS_AT_ONCE
 from rda.sync.sides import Sides
 from rda.sync.stage import Staging
-from rda.sync.tree import OWNER_KEEPS_ACCESS, Entry, Kind, depth, folded, within
+from rda.sync.tree import OWNER_KEEPS_ACCESS, Entry, Kind, batches, depth, folded, within
 
 #: Files up to this size are read whole, many at a time.
 SMALL = 256 * 1024
@@ -232,7 +232,7 @@ class Apply:
             return
         small = [put for put in puts if put.entry.size <= SMALL]
         large = [put for put in puts if put.entry.size > SMALL]
-        await each(_batches(small), BATCHES_AT_ONCE, self._put_batch)
+        await each(batches(small, BATCH_FILES, BATCH_BYTES), BATCHES_AT_ONCE, self._put_batch)
         await each(large, LARGE_AT_ONCE, self._put_large)
 
     async def _put_batch(self, puts: Sequence[Put]) -> None:
@@ -271,7 +271,7 @@ class Apply:
 
     # -- large files, and the one file that is written in place
 
-    async def _put_large(self, put: Put, in_place: bool = False) -> None:
+    async def _put_large(self, put: Put, *, in_place: bool = False) -> None:
         opened = await self._in_thread(content.open_large, self._root, put.path)
         if not isinstance(opened, tuple):
             self._record.not_read(put.path, opened)
@@ -328,16 +328,3 @@ class Apply:
 def _digest(entry: Entry, sent: large.Sent) -> bytes | None:
     """Of the whole file, where its times may not show the next change."""
     return content.fingerprint(sent.hashes) if content.racy(entry, content.now()) else None
-
-
-def _batches(puts: Sequence[Put]) -> Iterable[list[Put]]:
-    batch: list[Put] = []
-    size = 0
-    for put in puts:
-        if batch and (len(batch) >= BATCH_FILES or size + put.entry.size > BATCH_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(put)
-        size += put.entry.size
-    if batch:
-        yield batch

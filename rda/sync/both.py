@@ -20,9 +20,11 @@ from rda.sync.tree import (
     Kind,
     RemoteSnapshot,
     Snapshot,
+    deepest_first,
     depth,
     lineage,
     parent,
+    parents_first,
     within,
 )
 
@@ -290,12 +292,12 @@ class _Reconciliation:
         clear += [item for item in remove if within(item[0], cleared)]
         remove = [item for item in remove if not within(item[0], cleared)]
         return Plan(
-            _deepest_first(clear),
-            _shallowest_first(make),
+            deepest_first(clear),
+            parents_first(make),
             tuple(put),
             tuple(link),
             tuple(adjust),
-            _deepest_first(remove),
+            deepest_first(remove),
         )
 
     def _pulled(self) -> Pull:
@@ -312,12 +314,4 @@ class _Reconciliation:
                 make.append((path, other))
             else:
                 get.append((path, other, mine))
-        return Pull(_deepest_first(remove), _shallowest_first(make), tuple(get))
-
-
-def _deepest_first(items: list[tuple[bytes, Entry]]) -> tuple[tuple[bytes, Entry], ...]:
-    return tuple(sorted(items, key=lambda item: depth(item[0]), reverse=True))
-
-
-def _shallowest_first(items: list[tuple[bytes, Entry]]) -> tuple[tuple[bytes, Entry], ...]:
-    return tuple(sorted(items, key=lambda item: depth(item[0])))
+        return Pull(deepest_first(remove), parents_first(make), tuple(get))

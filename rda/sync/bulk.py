@@ -7,7 +7,7 @@ one by one, as if they had come over SFTP.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred
@@ -22,7 +22,7 @@ from rda.deferreds import InThread, gather
 from rda.errors import ChannelRefused, CommandFailed, LinkDown
 from rda.interfaces import IRemoteHost
 from rda.sync import content, tar
-from rda.sync.tree import OWNER_KEEPS_ACCESS, Entry, Kind
+from rda.sync.tree import OWNER_KEEPS_ACCESS, Entry, Kind, batches
 
 #: The directory comes on the first line. ``-o``: members belong to who unpacks them, root too; ``-p``: no umask. GNU
 #: tar reads 10 KiB at a time unless told otherwise, by a variable because other kinds of tar know no ``-b``.
@@ -129,7 +129,7 @@ class Bulk:
             await self._host.command(COMMAND).connect(Factory.forProtocol(lambda: stream))
             await stream.send(stage + b"\n")
             packing = self._in_thread(_pack, root, [])
-            for batch in _batches(members):
+            for batch in batches(members, BATCH_MEMBERS, BATCH_BYTES):
                 ahead = self._in_thread(_pack, root, batch)  # read this while the one before travels
                 await self._pass_on(packing, stream, results, check)
                 packing = ahead
@@ -245,19 +245,6 @@ class _Stream(Protocol):
         if isinstance(over.value, CommandFailed | ChannelRefused):
             raise over.value
         raise LinkDown(f"the connection was lost during a bulk transfer: {over.getErrorMessage()}")
-
-
-def _batches(members: Sequence[Member]) -> Iterator[list[Member]]:
-    batch: list[Member] = []
-    size = 0
-    for member in members:
-        if batch and (len(batch) >= BATCH_MEMBERS or size + member.entry.size > BATCH_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(member)
-        size += member.entry.size
-    if batch:
-        yield batch
 
 
 def _pack(root: bytes, members: Sequence[Member]) -> tuple[bytes, dict[bytes, Result]]:

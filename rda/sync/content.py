@@ -70,6 +70,17 @@ def _open(root: bytes, path: bytes) -> int:
     return descriptor
 
 
+def _opened(root: bytes, path: bytes) -> int | Unreadable | None:
+    """Open a file to be read; None when it is not there any more, or is a link by now."""
+    try:
+        descriptor = _open(root, path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        return None if error.errno == errno.ELOOP else Unreadable(f"cannot be read: {error.strerror}")
+    return descriptor
+
+
 def load(root: bytes, path: bytes, limit: int, planned: Entry | None = None) -> Loaded | Unreadable | None:
     """Read one file whole.
 
@@ -78,12 +89,9 @@ def load(root: bytes, path: bytes, limit: int, planned: Entry | None = None) -> 
         no look beforehand.
     :return: None when it is not there any more (or is no regular file any more: the next look will tell).
     """
-    try:
-        descriptor = _open(root, path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        return None if error.errno == errno.ELOOP else Unreadable(f"cannot be read: {error.strerror}")
+    descriptor = _opened(root, path)
+    if not isinstance(descriptor, int):
+        return descriptor
     try:
         started = time.time_ns()
         if planned is not None and planned.size <= limit:
@@ -221,12 +229,9 @@ def _is_there(root: bytes, path: bytes) -> bool:
 
 def open_large(root: bytes, path: bytes) -> tuple[int, Entry] | Unreadable | None:
     """Open a file that is sent in pieces; returns a descriptor (which the caller closes) and its entry now."""
-    try:
-        descriptor = _open(root, path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        return None if error.errno == errno.ELOOP else Unreadable(f"cannot be read: {error.strerror}")
+    descriptor = _opened(root, path)
+    if not isinstance(descriptor, int):
+        return descriptor
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode):
         os.close(descriptor)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from rda.sync.tree import Entry, Kind, Scope, Snapshot, depth, parent, printable, within
+from rda.sync.tree import Entry, Kind, Scope, Snapshot, deepest_first, parent, parents_first, printable, within
 
 #: A root that held at least this many files and is empty now was more likely unmounted than emptied by hand.
 EMPTIED_FROM = 10
@@ -113,12 +113,12 @@ def plan_one_way(known: Mapping[bytes, Entry], here: Snapshot, suspects: Contain
     for path in _gone(known, here):
         (clear if cleared and within(path, cleared) else remove).append((path, known[path]))
     return Plan(
-        _deepest_first(clear),
-        tuple(sorted(make, key=_depth_of)),
+        deepest_first(clear),
+        parents_first(make),
         tuple(put),
         tuple(link),
         tuple(adjust),
-        _deepest_first(remove),
+        deepest_first(remove),
     )
 
 
@@ -179,11 +179,3 @@ def _in_scope(known: Mapping[bytes, Entry], entries: Mapping[bytes, Entry], scop
     if not directories:  # the common case: no walk over the whole manifest
         return [p for p in tops if p in known]
     return [p for p in known if p in tops or within(p, directories)]
-
-
-def _deepest_first(entries: list[tuple[bytes, Entry]]) -> tuple[tuple[bytes, Entry], ...]:
-    return tuple(sorted(entries, key=_depth_of, reverse=True))
-
-
-def _depth_of(item: tuple[bytes, Entry]) -> int:
-    return depth(item[0])

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from rda.sync.ignore import Rules
@@ -64,6 +64,17 @@ class Entry(NamedTuple):
     def uncertain(self) -> Entry:
         """The same kind of thing, but equal to nothing that a scan can find: its content has to be sent again."""
         return self._replace(ctime_ns=-1, mode=UNCERTAIN)
+
+
+class HasEntry(Protocol):
+    """Something that is sent."""
+
+    @property
+    def entry(self) -> Entry:
+        """What it is."""
+
+
+_Sent = TypeVar("_Sent", bound=HasEntry)
 
 
 @dataclass(frozen=True)
@@ -178,6 +189,30 @@ def parent(path: bytes) -> bytes:
 def depth(path: bytes) -> int:
     """How many steps below the root."""
     return path.count(b"/") + 1 if path else 0
+
+
+def parents_first(items: Iterable[tuple[bytes, Entry]]) -> tuple[tuple[bytes, Entry], ...]:
+    """Return entries in an order in which they can be made."""
+    return tuple(sorted(items, key=lambda item: depth(item[0])))
+
+
+def deepest_first(items: Iterable[tuple[bytes, Entry]]) -> tuple[tuple[bytes, Entry], ...]:
+    """Return entries in an order in which they can be removed."""
+    return tuple(sorted(items, key=lambda item: depth(item[0]), reverse=True))
+
+
+def batches(items: Iterable[_Sent], most: int, most_bytes: int) -> Iterator[list[_Sent]]:
+    """Divide what is sent: so many at the most, and so many bytes at the most, unless one alone has more."""
+    batch: list[_Sent] = []
+    size = 0
+    for item in items:
+        if batch and (len(batch) >= most or size + item.entry.size > most_bytes):
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += item.entry.size
+    if batch:
+        yield batch
 
 
 def lineage(path: bytes) -> Iterator[bytes]:
