@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import plistlib
 import re
 from io import StringIO
 from pathlib import Path
 
 from docutils.core import publish_string
 from docutils.writers.manpage import Writer
+from twisted.scripts.twistd import ServerOptions
 from twisted.trial.unittest import SynchronousTestCase
 
 from rda.command import make_parser
@@ -50,6 +52,15 @@ class DocumentTests(SynchronousTestCase):
         index = text("docs/index.rst")
         inside = [p.name for p in DOCUMENTS if p.parent == ROOT / "docs"]
         self.assertEqual([name for name in inside if name not in index], ["index.rst"])
+
+    def test_launch_agent(self) -> None:
+        """macOS can read the launch agent, and what it starts is the agent with options that there are."""
+        agent = plistlib.loads((ROOT / "etc/launchd/rda.plist").read_bytes())
+        program, *words = agent["ProgramArguments"]
+        self.assertEqual((Path(program).name, agent["Umask"]), ("twistd", 0o077))
+        ServerOptions().parseOptions(words[: words.index("rda")])
+        own = [word for word in words[words.index("rda") :] if word.startswith("--")]
+        self.assertEqual([word for word in own if f"{word[2:]}=" not in Options().longOpt], [])
 
     def test_sound(self) -> None:
         """Every document is sound reStructuredText, and the manual page becomes one."""
