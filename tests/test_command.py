@@ -440,7 +440,7 @@ class ReloadTests(CommandCase):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         code, _, err = self.run_command("reload", "--pid", str(os.getpid()), "--timeout", "0")
         self.assertEqual(code, Exit.REFUSED)
-        self.assertIn("rda status", err)
+        self.assertIn("rda status, or say --state-dir", err)
 
 
 class CompletionTests(CommandCase):

@@ -66,7 +66,8 @@ def _wait(pid: int, before: int, directory: Path, seconds: float) -> AgentRecord
         if record.pid == pid and record.reloads > before:
             return record
         if time.monotonic() > deadline:
-            raise CommandError(f"the agent has not said within {seconds:.0f} s what came of it; see rda status")
+            where = "" if record.pid == pid else f", or say --state-dir if its state is not in {directory}"
+            raise CommandError(f"the agent has not said within {seconds:.0f} s what came of it; see rda status{where}")
         _signal(pid, 0)
         time.sleep(LOOK_SECONDS)
 
