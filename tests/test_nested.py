@@ -53,7 +53,7 @@ class NestedCase(MirrorCase):
 
     def hold(self, container: str, source: str, remote: str, created: bool = True) -> None:
         self.remote[source] = remote[len(self.host.root) :]
-        self.successResultOf(self.mirrors.hold(container, [source], [self.remote[source]], created))
+        self.successResultOf(self.mirrors.hold(container, [source], [self.remote[source]], created=created))
 
     def apart(self, source: str) -> str:
         """Why a source has a copy of its own, as the status tells."""

@@ -102,6 +102,7 @@ class Containers:
         sources: Sources,
         host_forwards: HostForwards | None = None,
         exposed: Exposed | None = None,
+        *,
         lend_files: bool = False,
         waiting: Waiting | None = None,
     ) -> None:

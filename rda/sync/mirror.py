@@ -97,6 +97,7 @@ class Mirror:
         manifest_path: str,
         tools: Tools,
         settings: Settings,
+        *,
         paused: bool = False,
     ) -> None:
         self.source = source

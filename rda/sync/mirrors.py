@@ -104,7 +104,7 @@ class Mirrors(Service):
     # -- what containers need
 
     def place(
-        self, source: str, kind_hint: str | None = None, create_missing: bool = False, alone: bool = False
+        self, source: str, kind_hint: str | None = None, *, create_missing: bool = False, alone: bool = False
     ) -> Deferred[Place]:
         """Decide where ``source`` is on the remote, make that path there, and begin to mirror.
 
@@ -136,7 +136,7 @@ class Mirrors(Service):
         """
         return Deferred.fromCoroutine(self._placing.join(source, outer, started))
 
-    def complete(self, source: str, mounted: Iterable[str] = (), starting: bool = False) -> Deferred[None]:
+    def complete(self, source: str, mounted: Iterable[str] = (), *, starting: bool = False) -> Deferred[None]:
         """Fire when everything that is at a source now is on the remote; begin to mirror it, if need be.
 
         :param mounted: as for :meth:`hold`, of the container that needs it.
@@ -154,7 +154,7 @@ class Mirrors(Service):
             mirror.mounted_anew()
 
     def hold(
-        self, container: str, sources: Iterable[str], mounted: Iterable[str] = (), created: bool = False
+        self, container: str, sources: Iterable[str], mounted: Iterable[str] = (), *, created: bool = False
     ) -> Deferred[None]:
         """A container uses these sources: they are mirrored for as long as it exists.
 

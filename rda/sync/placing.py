@@ -103,7 +103,7 @@ class Placing:
                 self._uses.move(source, joined.servers[source])
                 return os.fsdecode(await self._pool.root.base(source) + TREE)
             await joined.part(source)
-        mirror = await self._pool.get(source, kind_hint, create_missing)
+        mirror = await self._pool.get(source, kind_hint, create_missing=create_missing)
         mirror.live(True)
         await mirror.prepare()
         return mirror.remote_path

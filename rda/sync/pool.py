@@ -43,7 +43,7 @@ class Pool:
         self.paused = Marks(state, "paused", tools.in_thread)
         self._leaving: dict[str, Waiters[None]] = {}
 
-    async def get(self, source: str, kind_hint: str | None = None, create_missing: bool = False) -> Mirror:
+    async def get(self, source: str, kind_hint: str | None = None, *, create_missing: bool = False) -> Mirror:
         """The mirror of a source, or of what its copy is a link into; begins one where there is none.
 
         :param kind_hint: ``directory`` or ``file``: what a missing source is made as.
