@@ -236,6 +236,45 @@ class OwnStateTests(ModeCase):
             self.assertIn("where rda keeps its own state", str(failure.value))
 
 
+class KindTests(ModeCase):
+    """Something becomes something else on one side."""
+
+    def put(self, path: str, kind: str) -> None:
+        """Have a path be nothing, a file, a link, an empty directory, or one with something in it."""
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        elif os.path.lexists(path):
+            os.unlink(path)
+        if kind == "file":
+            write(path, b"a file")
+            stamp = next(STAMPS)
+            os.utime(path, (stamp, stamp))
+        elif kind == "link":
+            os.symlink("elsewhere", path)
+        elif kind != "nothing":
+            os.makedirs(path)
+        if kind == "full":
+            os.mkdir(os.path.join(path, "deep"))
+            self.put(os.path.join(path, "deep", "child"), "file")
+
+    def test_on_one_side(self) -> None:
+        """It becomes that on the other side, and nothing is in the way of it."""
+        self.remote = self.place()
+        self.flush()
+        kinds = ("nothing", "file", "link", "empty", "full")
+        for self.host.commands in (False, True):
+            self.mirrors._tools.look.available = True
+            for before, after, side in itertools.product(kinds, kinds, (self.path, self.there)):
+                with self.subTest(before=before, after=after, here=side == self.path):
+                    self.put(self.path("d"), before)
+                    self.settle()
+                    self.assert_equal_trees(self.remote)
+                    self.put(side("d"), after)
+                    expected = contents(os.path.dirname(side("d")))
+                    self.settle()
+                    self.assertEqual((contents(self.local), contents(self.remote)), (expected, expected))
+
+
 class TwoWayTests(ModeCase):
     """What is made on the remote comes back."""
 

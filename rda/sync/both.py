@@ -249,6 +249,8 @@ class _Reconciliation:
         for path in [p for p in self._pull if p in self._there]:
             for above in list(lineage(parent(path)))[:-1]:
                 mine = self._here.get(above)
+                if mine is not None and mine.kind != Kind.DIRECTORY and above in self._pull:
+                    continue  # unchanged here: it becomes the directory that it is there
                 if mine is not None and mine.kind != Kind.DIRECTORY:
                     self._pull.discard(path)  # its directory is moved aside on the remote, with it
                     self._push.setdefault(above, False)
