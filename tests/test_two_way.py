@@ -263,7 +263,7 @@ class KindTests(ModeCase):
         self.flush()
         kinds = ("nothing", "file", "link", "empty", "full")
         for self.host.commands in (False, True):
-            self.mirrors._tools.look.available = True
+            self.mirrors._pool.tools.look.available = True
             for before, after, side in itertools.product(kinds, kinds, (self.path, self.there)):
                 with self.subTest(before=before, after=after, here=side == self.path):
                     self.put(self.path("d"), before)
