@@ -362,7 +362,7 @@ class EndTests(SshCase):
         self.failureResultOf(client.ready, LinkDown)
 
     def test_server_end_noticed(self):
-        """The reason names the host and port."""
+        """The reason names the host and port, and says when no SSH server has answered there at all."""
         from twisted.internet.address import IPv4Address, IPv6Address
 
         for address, shown in (
@@ -372,7 +372,9 @@ class EndTests(SshCase):
             client = ClientTransport(TrustAll(), password_login, Clock())
             client.makeConnection(StringTransport(peerAddress=address))
             client.connectionLost()
-            self.assertIn(f"to {shown} was lost", str(self.failureResultOf(client.ready, LinkDown).value))
+            reason = str(self.failureResultOf(client.ready, LinkDown).value)
+            self.assertIn(f"to {shown} was lost", reason)
+            self.assertIn("before any SSH server answered. Does sshd run there", reason)
 
 
 class PingTests(SshCase):

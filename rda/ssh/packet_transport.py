@@ -137,7 +137,10 @@ class PacketTransport(conch.SSHClientTransport):
         for name in list(self._timers):
             self._stop_timer(name)
         if self._reason is None:
-            self._reason = LinkDown(f"The SSH connection to {self._peer()} was lost: {_text_of(reason)}.")
+            silent = (
+                "" if self.server_version else ", before any SSH server answered. Does sshd run there, and let us in?"
+            )
+            self._reason = LinkDown(f"The SSH connection to {self._peer()} was lost: {_text_of(reason)}{silent or '.'}")
         self._blocked = None
         self._reader.close()
         self._writer.close()
