@@ -28,9 +28,10 @@ class NestedCase(MirrorCase):
 
     #: By the name of the source's directory.
     modes: dict[str, str]
+    plain = False
 
     def settings(self, source: str) -> Settings:
-        return Settings(self.modes.get(os.path.basename(source), "one-way"))
+        return Settings(self.modes.get(os.path.basename(source), "one-way"), plain=self.plain)
 
     def setUp(self) -> None:
         self.modes = {}
@@ -214,6 +215,14 @@ class ApartTests(NestedCase):
         """Each mount keeps its own mode."""
         self.modes = {"lib": "two-way"}
         self.assertIn("rules for the two differ", self.why_apart())
+
+    def test_policy(self) -> None:
+        """Under a policy nothing is mounted from where a container could put a link to the rest of the remote host."""
+        self.plain = True
+        self.assertIn("a policy says what may be mounted", self.why_apart())
+        (inner,) = self.mirrors.inner_copies(self.local)
+        reason = self.successResultOf(self.mirrors.join(inner, self.local, False))
+        self.assertIn("a policy says", reason)
 
     def test_symbolic_link(self) -> None:
         """What is reached through a symbolic link is somewhere else."""

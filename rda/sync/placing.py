@@ -34,6 +34,9 @@ class Place:
 #: Why some sources that lie within others have a copy of their own. Nobody is warned of the first.
 _A_FILE = "a single file is written in place, and has a copy of its own"
 _OTHER_RULE = "the [[bind]] rules for the two differ, or leave paths out"
+_JUDGED = (
+    "a policy says what may be mounted, and a container could put a link to something else in the directory's place"
+)
 _A_LINK = "it is reached through a symbolic link"
 _WAS_FIRST = "it was mounted from a copy of its own first, by something that still has it"
 _EXPECTED = (_A_FILE, LEFT_OUT)
@@ -139,6 +142,8 @@ class Placing:
         if kind != Kind.DIRECTORY or pool.mirrors[outer].kind != Kind.DIRECTORY:
             return _A_FILE
         settings = pool.settings(source)
+        if settings.plain:
+            return _JUDGED
         if settings != pool.settings(outer) or settings.ignore:
             return _OTHER_RULE
         return "" if await in_thread(is_really_inside, outer, source) else _A_LINK
