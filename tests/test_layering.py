@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("access.gate", "access.ownership", "access.quotas"),
     ("containers",),
     ("api", "access.audit", "ports", "sync", "proxy", "ssh", "pages"),
-    ("agent_record", "json_log", "reload", "words"),
+    ("agent_record", "docker_cli", "json_log", "reload", "words"),
     ("docker", "access.policy", "access.policy_config", "config", "status", "interfaces", "service_manager", "sockets"),
     ("access", "deferreds", "flow", "limits", "state"),
     ("errors",),

@@ -98,8 +98,8 @@ class TableTests(SynchronousTestCase):
     def test_who_listens(self) -> None:
         """The process that has a port is named."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.assertIn(f"process {os.getpid()} (", peers.tcp_listener(listener.getsockname()[1]))
-        self.assertEqual(peers.tcp_listener(-1), "")
+            self.assertIn(f"process {os.getpid()} (", peers.who_listens(listener.getsockname()[1]))
+        self.assertEqual(peers.who_listens(-1), "")
 
 
 class ProcTests(SynchronousTestCase):

@@ -35,8 +35,8 @@ __all__ = [
     "is_private_group",
     "process_name",
     "socket_table",
-    "tcp_listener",
     "user_name",
+    "who_listens",
 ]
 
 #: An IP address (without a zone) and a port.
@@ -128,7 +128,7 @@ def process_name(who: Credentials | None) -> str:
     return f"process {who.pid}{name} of {user_name(who.uid)}"
 
 
-def tcp_listener(port: int) -> str:
+def who_listens(port: int) -> str:
     """Who listens on a TCP port of this machine, for people; "" when that cannot be found out."""
     for name in _PROC_TABLES:
         try:

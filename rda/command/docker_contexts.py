@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rda.command.base import CommandError
+from rda.docker_cli import configuration_directory
 
 __all__ = ["CERTIFICATES", "DockerContext", "DockerContexts"]
 
@@ -62,8 +63,7 @@ class DockerContexts:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
-        home = environ.get("HOME") or os.path.expanduser("~")
-        self.directory = Path(environ.get("DOCKER_CONFIG") or os.path.join(home, ".docker"))
+        self.directory = configuration_directory(environ)
         self._docker = shutil.which("docker", path=environ.get("PATH"))
 
     def all(self) -> list[DockerContext]:

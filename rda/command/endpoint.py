@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from rda.agent_record import read_record
 from rda.command.base import CommandError, Exit, Unreachable
 from rda.config import DEFAULT_CONTEXT
+from rda.docker_cli import configuration_directory
 
 __all__ = ["DEFAULT_HOST", "Agent", "Place", "find_agent", "no_context", "places", "state_directory"]
 
@@ -115,7 +116,7 @@ class Agent:
 
     def _tls(self) -> ssl.SSLContext:
         """Certificates as the docker command finds them."""
-        directory = self.environ.get("DOCKER_CERT_PATH") or os.path.expanduser("~/.docker")
+        directory = self.environ.get("DOCKER_CERT_PATH") or configuration_directory(self.environ)
         context = ssl.create_default_context(cafile=os.path.join(directory, "ca.pem"))
         certificate = os.path.join(directory, "cert.pem")
         if os.path.exists(certificate):
@@ -124,7 +125,7 @@ class Agent:
 
     def _headers(self) -> dict[str, str]:
         """The fields that the docker command sends with every request: a token, where the agent asks for one."""
-        directory = Path(self.environ.get("DOCKER_CONFIG") or Path(self.environ.get("HOME", "/")) / ".docker")
+        directory = configuration_directory(self.environ)
         try:
             found = json.loads((directory / "config.json").read_text(encoding="utf-8"))["HttpHeaders"]
             return {str(name): str(value) for name, value in found.items()}

@@ -19,6 +19,7 @@ from pathlib import Path
 from rda import __version__
 from rda.command.base import Command, CommandError, Exit
 from rda.command.terminal import Terminal
+from rda.docker_cli import configuration_directory
 
 __all__ = ["COMMAND", "METADATA", "plugin_main"]
 
@@ -70,7 +71,7 @@ def own_words(words: Sequence[str]) -> list[str]:
 
 def _directory(environ: Mapping[str, str] = os.environ) -> Path:
     """Where the docker command looks for the user's plugins."""
-    return Path(environ.get("DOCKER_CONFIG") or "~/.docker").expanduser() / "cli-plugins"
+    return configuration_directory(environ) / "cli-plugins"
 
 
 def _program() -> Path:

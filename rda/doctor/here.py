@@ -5,7 +5,6 @@ Where a check reads the system, the place it reads from is a parameter, for test
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
@@ -20,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from rda import __version__
+from rda.access import peers
 from rda.agent_record import RECORD_NAME, read_record
+from rda.docker_cli import configuration_directory
 from rda.doctor.finding import Finding, fail, ok, warn
 
 __all__ = ["LOW_SPACE", "NO_SPACE", "agent", "descriptors", "docker_command", "inotify", "listeners", "space", "state"]
@@ -181,7 +182,7 @@ def agent(status: Mapping[str, Any] | None, host: str, reason: str) -> Iterator[
 _TCP = re.compile(r"tcp6?:(?:port=)?(\d+)(?=:|$)")
 
 
-def listeners(descriptions: Sequence[str], ours: Collection[str], proc: Path = _PROC) -> Iterator[Finding]:
+def listeners(descriptions: Sequence[str], ours: Collection[str]) -> Iterator[Finding]:
     """Whether the endpoints can be listened on, where no agent does.
 
     :param descriptions: Twisted server endpoint strings.
@@ -190,12 +191,12 @@ def listeners(descriptions: Sequence[str], ours: Collection[str], proc: Path = _
     for description in descriptions:
         port = _TCP.match(description)
         if port is not None and int(port[1]):
-            yield _tcp_listener(int(port[1]), description, ours, proc)
+            yield _tcp_listener(int(port[1]), description, ours)
         elif description.startswith("unix:"):
             yield _unix_listener(description.split(":")[1].removeprefix("address="), ours)
 
 
-def _tcp_listener(port: int, description: str, ours: Collection[str], proc: Path) -> Finding:
+def _tcp_listener(port: int, description: str, ours: Collection[str]) -> Finding:
     subject = "listening"
     if any(re.search(rf":{port}/?$", one) for one in ours):
         return ok(subject, f"the agent does at port {port}")
@@ -209,30 +210,13 @@ def _tcp_listener(port: int, description: str, ours: Collection[str], proc: Path
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             return fail(subject, f"port {port}: {error.strerror}", "Choose another endpoint with --listen")
-        who = _user_of(port, proc)
+        who = peers.who_listens(port) or "another program"
         return fail(
             subject,
             f"port {port} is taken by {who}",
             f"Stop it, or choose another port: --listen tcp:{port + 1}:interface=127.0.0.1",
         )
     return ok(subject, f"port {port} is free")
-
-
-def _user_of(port: int, proc: Path) -> str:
-    """Which program listens at a TCP port, as far as we may know."""
-    inodes = set()
-    for table in ("tcp", "tcp6"):
-        with contextlib.suppress(OSError):
-            for line in (proc / "net" / table).read_text().splitlines()[1:]:
-                fields = line.split()
-                if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
-                    inodes.add(f"socket:[{fields[9]}]")
-    for link in proc.glob("[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):
-            if os.readlink(link) in inodes:
-                pid = link.parts[-3]
-                return f"{(proc / pid / 'comm').read_text().strip()} (process {pid})"
-    return "another program"
 
 
 def _unix_listener(path: str, ours: Collection[str]) -> Finding:
@@ -278,7 +262,7 @@ def _docker_host(environ: Mapping[str, str]) -> tuple[str, str]:
     """Where the docker command would connect to, and what says so."""
     if environ.get("DOCKER_HOST"):
         return environ["DOCKER_HOST"], "DOCKER_HOST"
-    directory = Path(environ.get("DOCKER_CONFIG") or Path(environ.get("HOME", "/")) / ".docker")
+    directory = configuration_directory(environ)
     name, source = environ.get("DOCKER_CONTEXT", ""), "DOCKER_CONTEXT"
     if not name:
         name, source = str(_json(directory / "config.json").get("currentContext") or ""), "docker context"

@@ -164,7 +164,7 @@ def _say_who_listens(failure: Any) -> Any:
     failure.trap(CannotListenError)
     error = failure.value
     reason = getattr(error.socketError, "strerror", None) or str(error.socketError)
-    holder = peers.tcp_listener(error.port) if isinstance(error.port, int) else ""
+    holder = peers.who_listens(error.port) if isinstance(error.port, int) else ""
     raise CannotListen(f"{reason}: {holder}" if holder else reason)
 
 
