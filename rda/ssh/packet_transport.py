@@ -131,16 +131,19 @@ class PacketTransport(conch.SSHClientTransport):
         self.transport.write(self.ourVersionString + b"\r\n")
         self.sendKexInit()
 
+    def _loss(self, why: str) -> str:
+        said = f"The SSH connection to {self._peer()} was lost: {why}"
+        if self.server_version:
+            return f"{said}."
+        return f"{said}, before any SSH server answered. Does sshd run there, and let this machine in?"
+
     def connectionLost(self, reason: Failure | None = None) -> None:
         """Tell everybody that waits for something."""
         self._ended = True
         for name in list(self._timers):
             self._stop_timer(name)
         if self._reason is None:
-            silent = (
-                "" if self.server_version else ", before any SSH server answered. Does sshd run there, and let us in?"
-            )
-            self._reason = LinkDown(f"The SSH connection to {self._peer()} was lost: {_text_of(reason)}{silent or '.'}")
+            self._reason = LinkDown(self._loss(_text_of(reason)))
         self._blocked = None
         self._reader.close()
         self._writer.close()
