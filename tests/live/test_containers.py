@@ -121,9 +121,12 @@ class Follow(LiveTestCase):
 
     def test_events(self):
         """``events`` tells of a container's life while it happens, in the daemon's own words."""
+        # From before the container on: a client that starts slowly must not miss its beginning.
+        now = self.host.run("date", "+%s").stdout.decode().strip()
+        words = ("events", "--since", now, "--format", "json", "--filter", "container=told")
         with (
-            self.rda.running("events", "--format", "json", "--filter", "container=told") as events,
-            self.rda.running("events", "--format", "json", "--filter", "event=die") as deaths,
+            self.rda.running(*words) as events,
+            self.rda.running(*words, "--filter", "event=die") as deaths,
         ):
             self.rda.docker("run", "--rm", "--name", "told", "busybox", "true")
             actions = [json.loads(events.stdout.readline())["Action"] for _ in range(5)]
