@@ -37,8 +37,8 @@ class DebianTests(LiveTestCase):
             raise SkipTest(str(reason)) from None
         self.addCleanup(machine.stop)
         machine.run("rm", "-rf", "/opt/rda/bin")
-        machine.copy(package, "/root/rda.deb")
-        machine.run("dpkg", "--install", "/root/rda.deb")
+        machine.copy(package, "/var/cache/rda.deb")
+        machine.run("dpkg", "--install", "/var/cache/rda.deb")
         self.assertEqual(machine.run("rda", "version").splitlines()[0], f"rda {__version__}")
         self.assertIn('.TH "rda"', machine.run("zcat", "/usr/share/man/man1/rda.1.gz"))
         self.use()
@@ -51,7 +51,7 @@ class DebianTests(LiveTestCase):
     def upgrade(self) -> None:
         """Install it once more: the service goes on, with what is new."""
         before = self.machine.show("rda", "MainPID")
-        self.machine.run("dpkg", "--install", "/root/rda.deb")
+        self.machine.run("dpkg", "--install", "/var/cache/rda.deb")
         self.eventually(
             lambda: (
                 (self.machine.show("rda", "MainPID") not in ("0", before))
