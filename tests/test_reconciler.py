@@ -175,6 +175,23 @@ class ReconcilerTests(SynchronousTestCase):
         self.endpoint.pump()
         self.assertEqual(self.forwards.open, {})
 
+    def test_restarts_again_and_again(self) -> None:
+        """While the daemon waits before it starts a container again, its ports are closed, as at the daemon."""
+        self.there_is(container())
+        self.link_up()
+        self.assertEqual(list(self.forwards.open), [WEB])
+        waiting = container()
+        waiting["State"]["Restarting"] = True
+        waiting["NetworkSettings"]["Ports"] = {}
+        self.there_is(waiting)
+        self.reconciler.look(WEB)
+        self.endpoint.pump()
+        self.assertEqual(self.forwards.open, {})
+        self.there_is(container())
+        self.reconciler.look(WEB)
+        self.endpoint.pump()
+        self.assertEqual(list(self.forwards.open), [WEB])
+
     def test_daemon_restart(self) -> None:
         """A stream that ends is opened again after a delay, and everything is looked at anew."""
         self.there_is(container())

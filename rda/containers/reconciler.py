@@ -300,11 +300,13 @@ class Reconciler(Service):
             return None
         request = request_of(description)
         name = str(description.get("Name", "")).lstrip("/")
+        state = description.get("State") or {}
         configured = self._host_forwards.of(name) if request.on_host_network else ()
         return Owned(
             id=str(description["Id"]),
             name=name,
-            running=bool((description.get("State") or {}).get("Running")),
+            running=bool(state.get("Running"))
+            and not state.get("Restarting"),  # the daemon waits: nothing is published
             request=request,
             ports=tuple(dict.fromkeys((*request.ports, *configured))),
             sources=self._mirrored(request),
