@@ -197,8 +197,11 @@ def _from_spec(index: int, spec: str) -> BindSource | None:
     else:
         return None
     parts = rest[1:].split(":")
-    if len(parts) > 2 or not parts[0].startswith("/"):
+    if len(parts) > 2:
         raise _invalid(spec)
+    if not parts[0].startswith("/"):
+        problem = f"invalid mount path: '{parts[0]}' mount path must be absolute"
+        raise _invalid(spec, f': invalid mount config for type "bind": {problem}')
     options = parts[1].split(",") if len(parts) == 2 else []
     path, flavour = _read(source)
     return BindSource(path, flavour, parts[0], "ro" in options, True, Form.BINDS, index, source, rest)
@@ -345,6 +348,6 @@ def _on_windows(bind: BindSource) -> str:
     raise BadRequest(f"{bind.source} is no path of this Windows machine: name it with its drive, as in C:\\src")
 
 
-def _invalid(spec: str) -> BadDocument:
-    """Say what dockerd says of a Binds entry that it cannot split."""
-    return BadDocument(f"invalid volume specification: '{spec}'")
+def _invalid(spec: str, why: str = "") -> BadDocument:
+    """Say what dockerd says of a Binds entry that it cannot read."""
+    return BadDocument(f"invalid volume specification: '{spec}'{why}")
