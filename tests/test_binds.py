@@ -90,9 +90,13 @@ class BindsTests(SynchronousTestCase):
 
     def test_invalid(self) -> None:
         """An entry that the daemon would not split is refused in the daemon's words."""
-        for spec in ("/a:b", "/a:ro", "/a:/b:ro:x", "/a:", r"C:\a", r"C:\a:b", r"\\server\share", "//wsl$/U/h"):
+        for spec in ("/a:ro", "/a:z,ro", "/a:/b:ro:x", "/a:", r"C:\a", r"C:\a:b", r"\\server\share", "//wsl$/U/h"):
             error = self.assertRaises(BadRequest, bind, spec)
             self.assertEqual(str(error), f"invalid volume specification: '{spec}'")
+        for spec in ("/a:b", "/a:b:ro"):
+            problem = "invalid mount path: 'b' mount path must be absolute"
+            said = f"invalid volume specification: '{spec}': invalid mount config for type \"bind\": {problem}"
+            self.assertEqual(str(self.assertRaises(BadRequest, bind, spec)), said)
         self.assertRaises(BadRequest, bind, "/a\0b:/c")
 
     def test_order(self) -> None:

@@ -179,6 +179,15 @@ def volume_source(document: Mapping[str, object]) -> BindSource | None:
     return _from_driver(document.get("Driver"), document.get("DriverOpts"), 0, "", False, "DriverOpts")
 
 
+#: The words of a Binds entry's last part: where they stand second, the daemon finds no target (moby's linux_parser.go).
+_MODES = frozenset(
+    (
+        *("", "ro", "rw", "z", "Z", "nocopy", "cached", "delegated", "consistent", "default"),
+        *("shared", "rshared", "slave", "rslave", "private", "rprivate"),
+    )
+)
+
+
 def _from_spec(index: int, spec: str) -> BindSource | None:
     """Read one entry of Binds; None for a named or anonymous volume."""
     if _DRIVE.match(spec) or spec.startswith(("\\\\", *_UNC_SLASHES)):
@@ -197,7 +206,7 @@ def _from_spec(index: int, spec: str) -> BindSource | None:
     else:
         return None
     parts = rest[1:].split(":")
-    if len(parts) > 2:
+    if len(parts) > 2 or (len(parts) == 1 and _MODES.issuperset(parts[0].split(","))):
         raise _invalid(spec)
     if not parts[0].startswith("/"):
         problem = f"invalid mount path: '{parts[0]}' mount path must be absolute"

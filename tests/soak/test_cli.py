@@ -23,13 +23,13 @@ SCENARIOS = Path(__file__).with_name("scenarios")
 VARIES = (
     (r"sha256:[0-9a-f]{64}", "IMAGE-ID"),
     (r"\b[0-9a-f]{64}\b", "ID"),
-    (r"(?m)^(\w+\s+)?\d{3,}\s+(?=\d+\s|sleep)", "PROCESS "),
+    (r"(?m)^(\w+\s+)?\d{3,}\s+(\d+\s+)?(?=\d+\s|sleep)", "PROCESS "),
     (r"\b(?=[0-9a-z]*[0-9])(?=[0-9a-z]*[a-z])[0-9a-z]{25}\b", "SWARM-ID"),
     (r"\b(?=[0-9a-f]*[0-9])(?=[0-9a-f]*[a-f])([0-9a-f]{12}\b|[0-9a-f]{14}…)", "SHORT-ID"),
     (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[^\s\",]*( [-+]\d{4} \w+)?", "TIME"),
+    (r"\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b", "MAC"),
     (r"\b\d\d:\d\d:\d\d\b|\b\d\d:\d\d\b", "TIME"),
     (r"\b1[0-9]{9}\b", "SECONDS"),
-    (r"\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b", "MAC"),
     (r"\b172\.\d+\.\d+\.\d+\b", "ADDRESS"),
     (r"(About )?(an?|\d+|Less than a) (second|minute)s?( ago)?", "AWHILE"),
     (r'"Pid": \d+', '"Pid": 0'),
@@ -121,7 +121,7 @@ class CliTests(LiveTestCase):
             timeout=COMMAND_SECONDS,
             check=False,
         )
-        output = normal(unordered(done.stdout.decode(errors="replace")))
+        output = unordered(normal(done.stdout.decode(errors="replace")))
         if NO_ORDER.search(line):
             output = "\n".join(sorted(output.splitlines()))
         return done.returncode, output, normal(done.stderr.decode(errors="replace"))
