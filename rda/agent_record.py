@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,19 @@ from typing import Any
 from rda import __version__
 from rda.config import Context, Remote
 
-__all__ = ["AgentRecord", "RecordedContext", "read_record", "write_record"]
+__all__ = ["AgentRecord", "RecordedContext", "read_record", "state_directory", "write_record"]
 
 #: The file's name in the state directory.
 RECORD_NAME = "agent.json"
+
+
+def state_directory(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where the agent keeps its state, and the ``rda`` command looks for it, unless they are told otherwise.
+
+    :param environ: RDA_STATE_DIR counts first, then XDG_STATE_HOME (XDG Base Directory Specification).
+    """
+    home = environ.get("XDG_STATE_HOME") or os.path.join(environ.get("HOME", "~"), ".local/state")
+    return Path(environ.get("RDA_STATE_DIR") or os.path.join(home, "rda")).expanduser()
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from twisted.python import usage
 
 from rda import __version__
 from rda.access.admission import Users
+from rda.agent_record import state_directory
 from rda.config import Config, Outside, load
 from rda.errors import ConfigError, RdaError
 from rda.proxy.certificates import ServerTLS
@@ -39,7 +40,7 @@ class Options(usage.Options):
         ["docker", None, None, "the daemon on the remote [default: unix:///var/run/docker.sock]"],
         ["config", None, None, "a TOML file with the same keys; options win"],
         ["sync-root", None, None, "directory on the remote for bind mounts [default: .rda in the login directory]"],
-        ["state-dir", None, None, "local directory for rda's own state [default: ~/.local/state/rda]"],
+        ["state-dir", None, None, "local directory for rda's state [default: $RDA_STATE_DIR or ~/.local/state/rda]"],
         ["ssh-config", None, None, "ssh_config file to use; 'none' for none [default: ssh's own]"],
         ["tls", None, None, "directory with cert.pem, key.pem and ca.pem: TCP with client certificates"],
     ]
@@ -141,9 +142,8 @@ def complaint(error: ConfigError) -> str:
 
 
 def _outside() -> Outside:
-    state_home = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
     return Outside(
-        state_dir=os.path.join(state_home, "rda"),
+        state_dir=str(state_directory()),
         expand=lambda path: str(Path(path).expanduser().absolute()),
         endpoint_problem=_endpoint_problem,
         file_problem=_file_problem,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
+from unittest import mock
 
 from twisted.application.service import IServiceMaker
 from twisted.internet.base import ReactorBase
@@ -44,6 +46,14 @@ class OptionsTests(SynchronousTestCase):
         options = Options()
         options.parseOptions(list(arguments))
         return options.settings.contexts[0]
+
+    def test_the_state_directory_is_where_the_rda_command_looks(self) -> None:
+        """The environment says it to both; an option wins."""
+        for arguments, expected in ((), "/elsewhere"), (("--state-dir", "/here"), "/here"):
+            options = Options()
+            with mock.patch.dict(os.environ, {"RDA_STATE_DIR": "/elsewhere"}):
+                options.parseOptions(["--remote", "user@host", *arguments])
+            self.assertEqual(options.settings.state_dir, expected)
 
     def refusal(self, *arguments: str) -> str:
         return str(self.assertRaises(SystemExit, self.parse, *arguments).code)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rda.access.audit import files_of, read
+from rda.agent_record import state_directory
 from rda.command.base import Command, CommandError, Exit
-from rda.command.endpoint import state_directory
 from rda.command.terminal import Terminal, plain
 
 __all__ = ["COMMAND"]

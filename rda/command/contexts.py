@@ -7,10 +7,9 @@ import json
 import os
 from pathlib import Path
 
-from rda.agent_record import RecordedContext, read_record
+from rda.agent_record import RecordedContext, read_record, state_directory
 from rda.command.base import Command, CommandError, Exit
 from rda.command.docker_contexts import DockerContexts
-from rda.command.endpoint import state_directory
 from rda.command.terminal import Terminal, columns, plain
 from rda.config import DEFAULT_CONTEXT
 

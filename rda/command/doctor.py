@@ -10,9 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rda.agent_record import RecordedContext, read_record
+from rda.agent_record import RecordedContext, read_record, state_directory
 from rda.command.base import Command, CommandError, Exit, Unreachable
-from rda.command.endpoint import START, find_agent, state_directory
+from rda.command.endpoint import START, find_agent
 from rda.command.terminal import Terminal, plain
 from rda.doctor import here
 from rda.doctor.finding import Finding, State, fail, ok

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from rda.agent_record import read_record
+from rda.agent_record import read_record, state_directory
 from rda.command.base import CommandError, Exit, Unreachable
 from rda.config import DEFAULT_CONTEXT
 from rda.docker_cli import configuration_directory
 
-__all__ = ["DEFAULT_HOST", "Agent", "Place", "find_agent", "no_context", "places", "state_directory"]
+__all__ = ["DEFAULT_HOST", "Agent", "Place", "find_agent", "no_context", "places"]
 
 #: Where the agent listens when nothing is said.
 DEFAULT_HOST = "tcp://localhost:23750"
@@ -35,12 +35,6 @@ START = "start one with: twistd -n rda --remote user@host"
 
 #: The version of the status document that this command reads.
 SCHEMA = 1
-
-
-def state_directory(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where the agent keeps its state unless it was told otherwise."""
-    home = environ.get("XDG_STATE_HOME") or os.path.join(environ.get("HOME", "~"), ".local/state")
-    return Path(environ.get("RDA_STATE_DIR") or os.path.join(home, "rda")).expanduser()
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import signal
 import time
 from pathlib import Path
 
-from rda.agent_record import AgentRecord, read_record
+from rda.agent_record import AgentRecord, read_record, state_directory
 from rda.command.base import Command, CommandError, Exit, Unreachable
-from rda.command.endpoint import find_agent, state_directory
+from rda.command.endpoint import find_agent
 from rda.command.terminal import Terminal
 
 __all__ = ["COMMAND"]
