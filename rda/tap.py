@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from twisted.application.service import IService
@@ -24,6 +25,9 @@ from rda.config import Config, Outside, load
 from rda.errors import ConfigError, RdaError
 from rda.proxy.certificates import ServerTLS
 from rda.proxy.listeners import endpoint_problem
+
+#: What a second Ctrl-C is told.
+STOPPING = "rda is stopping: running calls and the last edits have a few seconds to end"
 
 
 class Options(usage.Options):
@@ -202,6 +206,7 @@ def makeService(options: Options) -> IService:
     manager = ServiceManager(os.environ, os.getpid(), reactor)
     agent = Agent(reactor, options.settings, options.load, say, _give_up, manager)
     _reload_on_hangup(agent.reload)
+    reactor.callWhenRunning(_stop_once, reactor, say)
     return agent
 
 
@@ -211,6 +216,26 @@ def _reload_on_hangup(reload: Callable[[], None]) -> None:
 
     reactor: Any = installed
     signal.signal(signal.SIGHUP, lambda number, frame: reactor.callFromThread(reload))
+
+
+def _stop_once(reactor: Any, say: Callable[[str], object]) -> None:
+    """Have the first signal stop the reactor, and answer those that follow: a second stop would fail, with a traceback.
+
+    :param reactor: running, with its own handlers of signals.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    stop: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
+
+    def again(number: int, frame: FrameType | None) -> None:
+        reactor.callFromThread(say, STOPPING)
+
+    def first(number: int, frame: FrameType | None) -> None:
+        for each in numbers:
+            signal.signal(each, again)
+        stop[number](number, frame)
+
+    for number in numbers:
+        signal.signal(number, first)
 
 
 def keep_time(reactor: Any) -> None:

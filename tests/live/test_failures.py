@@ -165,3 +165,17 @@ class Endings(LiveTestCase):
         self.assertIn("Server Shut Down", rda.output)
         self.assertFalse(is_open(port))
         self.assertEqual(self.host.docker("inspect", "-f", "{{.State.Running}}", "web").stdout, b"true\n")
+
+    def test_told_twice_to_end(self):
+        """Who presses Ctrl-C again while a running call may end reads that, and no traceback."""
+        rda = self.own_rda()
+        rda.wait_ready()
+        words = rda.docker_command("run", "--rm", "busybox", "sh", "-c", "echo ready; exec sleep 60")
+        with subprocess.Popen(words, env=rda.environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as client:
+            self.assertEqual(client.stdout.readline(), b"ready\n")
+            rda.process.send_signal(signal.SIGINT)
+            self.assertIsNotNone(rda.find_line("Received SIGINT"))
+            rda.process.send_signal(signal.SIGINT)
+            self.assertIsNotNone(rda.find_line("rda is stopping"))
+            self.assertEqual(rda.wait_end(), -signal.SIGINT)
+        self.assertNotIn("Traceback", rda.output)
