@@ -17,8 +17,8 @@ __all__ = ["HEAD_ALONE_SECONDS", "ClientEnd", "Tunnel", "hung_up"]
 
 #: How long the head of a hijack's answer stays the only thing there is to read. Clients that read heads through a
 #: buffer lose what they find behind one (docker-py's ``attach`` without ``stream``, after http.client). The daemon
-#: writes the two apart, some tenths of a millisecond; so does a client need to wake up. Nothing tells when it has.
-HEAD_ALONE_SECONDS = 0.005
+#: writes the two apart; a client on a busy machine needs milliseconds to wake up, and nothing tells when it has.
+HEAD_ALONE_SECONDS = 0.02
 
 
 class ClientEnd(Protocol):

@@ -26,6 +26,7 @@ VARIES = (
     (r"(?m)^(\w+\s+)?\d{3,}\s+(\d+\s+)?(?=\d+\s|sleep)", "PROCESS "),
     (r"\b(?=[0-9a-z]*[0-9])(?=[0-9a-z]*[a-z])[0-9a-z]{25}\b", "SWARM-ID"),
     (r"\b(?=[0-9a-f]*[0-9])(?=[0-9a-f]*[a-f])([0-9a-f]{12}\b|[0-9a-f]{14}…)", "SHORT-ID"),
+    (r"(?<=---> )\d{12}\b", "SHORT-ID"),  # some ids have no letters
     (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[^\s\",]*( [-+]\d{4} \w+)?", "TIME"),
     (r"\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b", "MAC"),
     (r"\b\d\d:\d\d:\d\d\b|\b\d\d:\d\d\b", "TIME"),
