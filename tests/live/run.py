@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         if (line := rda.find_line("DOCKER_HOST=")) is not None:
             url = line.rpartition("DOCKER_HOST=")[2].strip()
             print(f"\nrda is running. Try it in another terminal:\n\n    export DOCKER_HOST={url}{_client(host)}{TRY}")
-            print("Ctrl-C ends it.", flush=True)
+            print(f"Ctrl-C ends it{'' if host is None else '; make clean ends the remote host too'}.", flush=True)
         return rda.wait_end(None)
     except KeyboardInterrupt:
         rda.stop()
@@ -56,10 +56,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _client(host: RemoteHost | None) -> str:
-    """The lines that give this machine a docker client with its plugins, where it lacks them."""
+    """The lines that name rda's state, and give this machine a docker client with its plugins, where it lacks them."""
     if host is None:
         return ""
-    lines = ""
+    lines = f"\n    export RDA_STATE_DIR={host.directory / 'rda-state'}    # rda doctor, rda reload"
     if shutil.which("docker") is None:
         lines += f"\n    alias docker={host.docker_cli}"
     plugins = [[host.docker_cli, plugin, "version"] for plugin in ("buildx", "compose")]
