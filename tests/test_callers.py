@@ -161,6 +161,15 @@ class PeerTests(CallersCase):
         self.machine = Broken()
         self.assertIn("no buffer space", str(self.refusal()))
 
+    def test_left(self) -> None:
+        """Whether a TCP client is still there shows in the kernel's table, where it was found in it before."""
+        visitor = self.callers()(TCP)
+        self.assertFalse(visitor.has_left())
+        self.machine.peer = None
+        self.assertTrue(visitor.has_left())
+        self.assertFalse(self.callers(unknown_peer=True)(TCP).has_left())
+        self.assertFalse(self.callers()(UNIX).has_left())
+
     def test_neither_tcp_nor_unix(self) -> None:
         """A connection of an unknown kind proves nothing."""
         self.assertIsInstance(self.refusal(StringTransport(peerAddress=HostnameAddress(b"x", 1))), Refused)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
 
+from rda.access.caller import Caller, Proof
 from rda.errors import LinkDown
+from rda.proxy.authentication import Visitor
 from rda.proxy.tunnel import HEAD_ALONE_SECONDS
-from tests.memory_network import HIGH_WATER
+from tests.memory_network import HIGH_WATER, Peer
 from tests.relay_case import ATTACH, GET, OK, UPGRADED, RelayCase, answer, post
 
 
@@ -257,6 +259,33 @@ class HijackTests(RelayCase):
         client.transport.vanish()
         self.assertTrue(upstream.transport.other.connected)
         self.advance(self.limits.reap_seconds)
+        self.assertFalse(upstream.transport.other.connected)
+
+    def leaving(self) -> Peer:
+        """A hijacked connection whose client has left, which looks like a half-close; return the daemon's end."""
+        self.left = False
+        visitor = Visitor(Caller("alice", Proof.LOOPBACK), has_left=lambda: self.left)
+        self.site_options = {"identify": lambda _: visitor}
+        self.setUp()
+        client, upstream = self.hijacked()
+        client.transport.loseWriteConnection()
+        self.advance(self.limits.reap_seconds)
+        self.assertTrue(upstream.transport.other.connected)
+        self.left = True
+        return upstream
+
+    def test_the_client_leaves_over_tcp(self) -> None:
+        """What looks like a half-close ends the daemon's side once the kernel says that nobody is there."""
+        upstream = self.leaving()
+        self.advance(self.limits.reap_seconds)
+        self.assertFalse(upstream.transport.other.connected)
+
+    def test_a_client_that_left_does_not_delay_the_stop(self) -> None:
+        """Nor does a stop wait for it."""
+        upstream = self.leaving()
+        stopped = self.site.drain(60)
+        self.pump()
+        self.successResultOf(stopped)
         self.assertFalse(upstream.transport.other.connected)
 
     def test_quiet_tunnels_last(self) -> None:

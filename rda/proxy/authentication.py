@@ -13,6 +13,7 @@ import hmac
 import os
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
@@ -48,19 +49,23 @@ class Visitor:
     :param found: who the connection itself proves it to be, or why that is nobody who may come in.
     :param tokens: tells whose a token is; None where tokens are not asked for.
     :param welcome: told who calls, when a request first relies on the connection for that.
+    :param has_left: whether the kernel says that no process has the other end of the connection any more, as far as
+        it can be asked. It may not say so yet at the moment when the end of the input comes.
     """
 
-    __slots__ = ("_found", "_tokens", "_welcome")
+    __slots__ = ("_found", "_tokens", "_welcome", "has_left")
 
     def __init__(
         self,
         found: Caller | RdaError,
         tokens: Callable[[bytes], Caller] | None = None,
         welcome: Callable[[Caller], None] | None = None,
+        has_left: Callable[[], bool] = lambda: False,
     ) -> None:
         self._found = found
         self._tokens = tokens
         self._welcome = welcome
+        self.has_left = has_left
 
     @property
     def hopeless(self) -> bool:
@@ -196,7 +201,10 @@ class Callers:
         if tls.is_tls(transport):
             return _TLSVisitor(lambda: self._of_certificate(transport), self._tokens, self._welcome)
         try:
-            return Visitor(self._of_peer(transport), self._tokens, self._welcome)
+            found = self._of_peer(transport)
+            if found.proof is Proof.LOOPBACK:
+                return Visitor(found, self._tokens, self._welcome, partial(self._has_left, transport))
+            return Visitor(found, self._tokens, self._welcome)
         except RdaError as refusal:
             self._note(str(refusal), "context {context}: refused a connection: {key}")
             if self._tokens is not None:
@@ -232,6 +240,13 @@ class Callers:
             return self._machine.table.owner((peer.host, peer.port), (host.host, host.port))
         except OSError as e:
             raise Refused(f"the kernel does not say whose this connection is ({e}); use a UNIX socket") from e
+
+    def _has_left(self, transport: Any) -> bool:
+        """Whether nobody has the client's socket of a TCP connection any more, which somebody had before."""
+        try:
+            return self._owner(transport.getPeer(), transport.getHost()) is None
+        except Refused:
+            return False
 
     def _local_user(self, uid: int, proof: Proof, pid: int | None = None, groups: Sequence[int] = ()) -> Caller:
         known = self._users.get(uid) if uid != OVERFLOW_UID else None

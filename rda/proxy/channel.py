@@ -181,7 +181,9 @@ class DockerChannel(HTTPChannel):
         done_sending = (
             self._tunnel.half_closed if self._tunnel is not None else bool(self.requests) and self._handlingRequest
         )
-        if self._phase in (_Phase.EXCHANGE, _Phase.TUNNEL) and done_sending and hung_up(self.transport):
+        if self._phase not in (_Phase.EXCHANGE, _Phase.TUNNEL) or not done_sending:
+            return
+        if hung_up(self.transport) or (self._input_ended and self.visitor.has_left()):
             self.transport.abortConnection()
 
     def close_if_idle(self) -> None:

@@ -297,6 +297,7 @@ class DockerSite(server.Site):
         self.draining = True
         self.proxy.pool.close()
         for channel in [*self._channels, *self._refused]:
+            channel.reap()
             channel.close_if_idle()
         if not self._channels:
             return succeed(None)
