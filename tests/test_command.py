@@ -420,7 +420,8 @@ class ReloadTests(CommandCase):
     def test_no_agent(self) -> None:
         """Nothing is told to a process that is no agent, or another's than the one whose state is looked at."""
         self.record(os.getpid(), 3)
-        self.assertEqual(self.run_command("reload")[0], UNREACHABLE)
+        nowhere = f"unix://{self.directory / 'none.sock'}"
+        self.assertEqual(self.run_command("reload", "-H", nowhere)[0], UNREACHABLE)
         self.record(1, 3)
         host = self.serve_all({"GET status": (200, self.agent)})
         code, _, err = self.run_command("reload", "-H", host)
