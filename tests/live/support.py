@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +29,9 @@ from tests.live.rootfs import Unsupported
 COMMAND_SECONDS = 120.0
 
 MEBIBYTE = 1 << 20
+
+
+_MAKING_DIRECTORIES = threading.Lock()
 
 
 @functools.cache
@@ -197,8 +201,9 @@ class LiveTestCase(SynchronousTestCase):
         return rda
 
     def directory(self) -> Path:
-        """Return an empty local directory."""
-        path = Path(self.mktemp()).absolute()
+        """Return an empty local directory. Threads of a test may ask for theirs at the same time."""
+        with _MAKING_DIRECTORIES:  # trial fails when it is asked for two first ones at once
+            path = Path(self.mktemp()).absolute()
         path.mkdir(parents=True)
         return path
 

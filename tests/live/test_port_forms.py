@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from tests.live.host import wait_until
 from tests.live.process import free_port, free_ports
 from tests.live.support import LiveTestCase
 
@@ -196,18 +197,19 @@ class Forms(LiveTestCase):
             self.assertEqual(len(found), count)
 
     def test_refused(self):
-        """SCTP is refused with the reason, and a port in use in the daemon's words; nothing listens."""
+        """SCTP is refused with the reason, a port in use in the daemon's words; nothing listens or stays attached."""
         done = self.rda.docker("run", "-d", "-p", f"{free_port()}:80/sctp", *WEB, check=False)
         self.assertIn(b"SCTP does not pass through an SSH connection", done.stderr)
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            done = self.rda.docker("run", "-d", "--name", "web", "-p", f"{port}:80", *WEB, check=False)
+            done = self.rda.docker("run", "--name", "web", "-p", f"{port}:80", *WEB, check=False)
         self.assertEqual(done.returncode, 125)
         message = "Error response from daemon: driver failed programming external connectivity on endpoint web ("
         self.assertIn(message, done.stderr.decode())
         self.assertIn(f"Bind for 0.0.0.0:{port} failed: port is already allocated", done.stderr.decode())
         self.assertEqual(self.host.docker("inspect", "-f", "{{.State.Status}}", "web").stdout, b"created\n")
         self.assertEqual(self.rda.ports(), set())
+        wait_until(lambda: not self.rda.status()["relay"]["hijacks"], "the client that has left is noticed", 20)
 
     def test_same_port_of_two_users(self):
         """Two people publish the same number through one remote host."""
