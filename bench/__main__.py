@@ -1,12 +1,11 @@
 """Run the benchmarks against the throwaway remote host: ``python -m bench [NAME ...]``, else all.
 
-They are footprint, ssh, relay, ports and sync.
-
 Each can also be run by itself, against any remote host: ``python bench/relay.py --help``.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import subprocess
 import sys
@@ -17,6 +16,9 @@ from tests.live.host import EXIT_UNSUPPORTED, RemoteHost, wait_until
 from tests.live.rootfs import Unsupported
 
 HERE = Path(__file__).parent
+
+#: All benchmarks, in the order in which they are run.
+NAMES = ("footprint", "ssh", "relay", "ports", "sync")
 
 #: Where the service that ``bench/ssh.py`` measures with listens, as the remote host sees it.
 SERVICE = "/run/rda-bench.sock"
@@ -51,9 +53,17 @@ def run(name: str, host: RemoteHost) -> int:
         return subprocess.call([sys.executable, str(HERE / "ssh.py"), *remote, *login])
 
 
+def _name(word: str) -> str:
+    if word not in NAMES:
+        raise argparse.ArgumentTypeError(f"there is no benchmark {word}")
+    return word
+
+
 def main() -> int:
     """Run those that are named."""
-    names = sys.argv[1:] or ["footprint", "ssh", "relay", "ports", "sync"]
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES), type=_name)
+    names = parser.parse_args().names or NAMES
     host = RemoteHost()
     try:
         host.up()

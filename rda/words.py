@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from rda.status import MirrorStatus
 
-__all__ = ["duration", "progress", "size"]
+__all__ = ["count", "duration", "progress", "size"]
 
 
-def size(count: float) -> str:
+def count(number: int, one: str, many: str) -> str:
+    """A number of things: ``1 entry``, ``1,200 entries``."""
+    return f"{number:,} {one if number == 1 else many}"
+
+
+def size(octets: float) -> str:
     """Bytes, with a decimal prefix and two or three digits."""
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+        if octets < 999.5:
+            return f"{octets:.0f} {unit}" if unit == "B" or octets >= 99.95 else f"{octets:.1f} {unit}"
+        octets /= 1000
+    return f"{octets:.1f} TB"
 
 
 def duration(seconds: float) -> str:

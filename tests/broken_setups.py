@@ -42,6 +42,7 @@ HERE = {
     "nobody said which remote": Broken("fail", "configuration", "which remote host", "--remote user@host"),
     "no agent runs": Broken("warn", "agent", "no agent answers at", "twistd -n rda --remote"),
     "agent of another version": Broken("warn", "agent", "rda 0.0.1 runs at", "[Rr]estart"),
+    "state of another agent": Broken("warn", "agent's state", "elsewhere.*another agent was told", "--state-dir"),
     "port taken": Broken("fail", "listening", r"port \d+ is taken by process \d+ \(\S+\)", "--listen"),
     "DOCKER_HOST points elsewhere": Broken(
         "fail", "docker command", "tcp://elsewhere:1 .DOCKER_HOST", "export DOCKER_HOST="

@@ -39,7 +39,7 @@ def shown(findings: Any) -> list[dict[str, Any]]:
 
 
 def status(**changes: Any) -> dict[str, Any]:
-    return {"version": "0.0.1", "contexts": [], **changes}
+    return {"version": "0.0.1", "contexts": [], "process": {"pid": 1}, **changes}
 
 
 class HereTests(SynchronousTestCase):
@@ -76,6 +76,7 @@ class HereTests(SynchronousTestCase):
             "configuration with errors": self.bad_configuration,
             "nobody said which remote": self.examine,
             "no agent runs": self.examine,
+            "state of another agent": lambda: shown(here.whose(status(), OURS[0], 2, Path("/state"))),
             "agent of another version": lambda: shown(here.agent(status(), OURS[0], "")),
             "port taken": self.taken_port,
             "DOCKER_HOST points elsewhere": lambda: self.docker(DOCKER_HOST="tcp://elsewhere:1"),
@@ -177,6 +178,11 @@ class HereTests(SynchronousTestCase):
         context = {"name": "gpu", "problems": [], "mirrors": [{"problems": [problem]}]}
         (_, finding) = here.agent(status(contexts=[context]), OURS[0], "")
         self.assertEqual((finding.subject, finding.message), ("agent, context gpu", "/src: is gone"))
+
+    def test_the_agents_own_state(self) -> None:
+        """Nothing is said of the state when the agent's own is looked at, or none answers."""
+        for one in status(), None:
+            self.assertEqual(list(here.whose(one, OURS[0], 1, Path("/state"))), [])
 
     def test_exit_code(self) -> None:
         """A failure makes the exit code, a warning does not."""

@@ -74,6 +74,7 @@ def _examine(options: argparse.Namespace, show: _Show) -> None:
     wanted = [description for context in contexts for description in context.listen]
     checks: tuple[Iterable[Finding], ...] = (
         here.agent(status, host, reason),
+        () if _words(options) else here.whose(status, host, read_record(directory).pid, directory),
         here.listeners(wanted, listeners),
         here.docker_command(os.environ, listeners),
         here.state(directory),

@@ -12,7 +12,7 @@ from typing import Any
 from rda.command.base import Command, Exit
 from rda.command.endpoint import find_agent
 from rda.command.terminal import Terminal, bar, columns, plain
-from rda.words import duration, size
+from rda.words import count, duration, size
 
 __all__ = ["FORWARDS", "MIRRORS", "complaint", "forward_lines", "mirror_lines"]
 
@@ -32,7 +32,7 @@ def _forward(forward: _Described) -> list[str]:
     if forward["dropped"]:
         carried += f", {forward['dropped']:,} dropped"
     connections = forward["connections"]
-    return [where, forward["state"], f"{connections} connection{'' if connections == 1 else 's'}, {carried}"]
+    return [where, forward["state"], f"{count(connections, 'connection', 'connections')}, {carried}"]
 
 
 def mirror_lines(mirrors: Sequence[_Described], now: float, indent: str = "") -> list[str]:
@@ -46,7 +46,7 @@ def _mirror(mirror: _Described, now: float) -> list[str]:
 
 
 def _summary(mirror: _Described, now: float) -> str:
-    summary = f"{mirror['files']:,} entries, {size(mirror['bytes'])}"
+    summary = f"{count(mirror['files'], 'entry', 'entries')}, {size(mirror['bytes'])}"
     if mirror["last_change"] is not None and mirror["latency"] is not None:
         ago = duration(max(0.0, now - mirror["last_change"]))
         summary += f"; last change {ago} ago, there after {duration(mirror['latency'])}"

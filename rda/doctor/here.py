@@ -179,6 +179,21 @@ def agent(status: Mapping[str, Any] | None, host: str, reason: str) -> Iterator[
             yield warn(f"agent, context {context['name']}", f"{one['subject']}: {one['message']}", "See rda status")
 
 
+def whose(status: Mapping[str, Any] | None, host: str, recorded: int, directory: Path) -> Iterator[Finding]:
+    """Whether what is known of the remote hosts was written down by the agent that answers.
+
+    :param status: its status document, None when none answers; ``host``: where it was found.
+    :param recorded: the process that wrote the record in a state directory, 0 for none.
+    """
+    if status is not None and status["process"]["pid"] != recorded:
+        yield warn(
+            "agent's state",
+            f"the agent at {host} has its own elsewhere: what is said of remote hosts below is what another agent was "
+            f"told, which used {directory}",
+            "Say --state-dir, or set RDA_STATE_DIR, as for the agent that is meant",
+        )
+
+
 _TCP = re.compile(r"tcp6?:(?:port=)?(\d+)(?=:|$)")
 
 
