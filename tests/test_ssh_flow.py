@@ -13,7 +13,7 @@ from twisted.internet.protocol import Factory
 
 from rda.ssh.channels import MAX_WINDOW, Connection, streamlocal
 from rda.ssh.opening import LOCAL_PACKET, MIN_WINDOW
-from rda.ssh.stream import NEAR_SECONDS
+from rda.ssh.stream import NEAR_REFILL_PARTS, NEAR_SECONDS, NEAR_WINDOW, REFILL_PARTS
 from tests.channel_case import ChannelCase, Client, HalfClient, Producer, Script
 from tests.ssh_server import SERVER_WINDOW, SshInMemory
 
@@ -201,6 +201,7 @@ class ReceiveTests(ChannelCase):
     def test_paused_after_taking(self):
         """What a reader took before it paused is not asked for again until it goes on."""
         ours, theirs = self.open()
+        self.ssh.connection.round_trip = NEAR_SECONDS
         received = ours.dataReceived
 
         def pausing(data):
@@ -264,8 +265,9 @@ class ReceiveTests(ChannelCase):
         self.assertIsInstance(self.reason(ours), ConnectionDone)
 
     def test_refill(self):
-        """The window is refilled as the reader takes data, with few messages; a near peer needs fewer still."""
-        for round_trip, parts in ((NEAR_SECONDS, 8), (NEAR_SECONDS / 2, 2), (None, 8)):
+        """The window is refilled as the reader takes data, with few messages; that of a near peer gets smaller."""
+        near, far = (NEAR_WINDOW, NEAR_REFILL_PARTS), (MIN_WINDOW, REFILL_PARTS)
+        for round_trip, (window, parts) in ((NEAR_SECONDS, far), (NEAR_SECONDS / 2, near), (None, far)):
             with self.subTest(round_trip):
                 ours, theirs = self.open()
                 self.ssh.connection.round_trip = round_trip
@@ -275,8 +277,10 @@ class ReceiveTests(ChannelCase):
                 self.ssh.flush()
                 self.assertEqual(len(ours.data), 4 * MIN_WINDOW + 100)
                 adjustments = received.count(conch.MSG_CHANNEL_WINDOW_ADJUST) - before
-                self.assertLessEqual(adjustments, 4 * parts)
-                self.assertGreaterEqual(ours.transport.localWindowLeft, MIN_WINDOW - MIN_WINDOW // parts)
+                self.assertLessEqual(adjustments, 4 * MIN_WINDOW * parts // window)
+                self.assertEqual(ours.transport.localWindowSize, window)
+                self.assertLessEqual(ours.transport.localWindowLeft, window)
+                self.assertGreaterEqual(ours.transport.localWindowLeft, window - window // parts)
 
     def test_growth(self):
         """A window that is taken in less than a round trip grows up to its bound; one that is not, does not."""

@@ -47,8 +47,12 @@ __all__ = ["StreamChannel"]
 #: does not wait for half of the window either, and each refill wakes it up.
 REFILL_PARTS, NEAR_REFILL_PARTS = 8, 2
 
-#: Seconds of a round trip within which a peer is near: half of the smallest window in two of them is 500 MB/s.
-NEAR_SECONDS = 0.001
+#: Bytes of the window that is kept up for a near peer. All of it may be on its way when we are the slower side, and
+#: what others ask for waits behind it: half a millisecond, of which 2 MiB would make more than one.
+NEAR_WINDOW = 768 << 10
+
+#: Seconds of a round trip within which a peer is near: half of its window in each is 780 MB/s.
+NEAR_SECONDS = 0.0005
 
 #: The most bytes handed to a protocol at once when a pause ends.
 DELIVERY_SIZE = 256 * 1024
@@ -194,12 +198,17 @@ class StreamChannel(OpeningChannel):
 
     def _refill(self) -> None:
         """Let the peer send as much as was taken, once it is worth a message."""
-        near = self.conn.round_trip is not None and self.conn.round_trip < NEAR_SECONDS
-        parts = NEAR_REFILL_PARTS if near else REFILL_PARTS
-        if self._taken * parts < self.localWindowSize or self.localClosed or self._eof_received:
+        if self.localClosed or self._eof_received:
             return
-        more = self._taken + self._growth()
+        near = self.conn.round_trip is not None and self.conn.round_trip < NEAR_SECONDS
+        size = min(self.localWindowSize, NEAR_WINDOW) if near else self.localWindowSize
+        more = self._taken - (self.localWindowSize - size)
+        if more * (NEAR_REFILL_PARTS if near else REFILL_PARTS) < size:
+            return
         self._taken = 0
+        self.localWindowSize = size
+        if not near:
+            more += self._growth()
         self.localWindowLeft += more
         self.conn.transport.sendPacket(conch.MSG_CHANNEL_WINDOW_ADJUST, _UINT32_X2.pack(self.remote_id, more))
 
